@@ -1,0 +1,79 @@
+"""The heads that aggregator and bridge share: who writes which key, and what is in it.
+
+| key | written by | value |
+|---|---|---|
+| `job/<job>` | aggregator | JobCell: what admission must know |
+| `version/<job>` | aggregator | VersionCell: the newest version and the hashes of recent ones |
+| `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
+| `bridge/<name>` | bridge | BridgeCell: counters |
+"""
+
+from typing import Literal
+
+import msgspec
+
+from edge_client.wire import topics
+
+JOB_PREFIX = "job/"
+VERSION_PREFIX = "version/"
+DOWN_PREFIX = "down/"
+BRIDGE_PREFIX = "bridge/"
+
+
+class JobCell(msgspec.Struct, frozen=True):
+    """What admission needs of a job. `ended` jobs refuse every update."""
+
+    state: Literal["running", "ended"]
+    sizes: tuple[int, ...]  # values of each tensor, in the order of the bundle's table
+    norm_max: float  # L2 norm above which an update is refused
+    staleness_max: int  # τ_max: versions an update's base may be behind
+    frame_bytes_max: int  # the largest update frame of this job
+    blobs: tuple[str, ...] = ()  # digests a device may pull besides those of the versions
+
+
+class VersionCell(msgspec.Struct, frozen=True):
+    """The newest version of a job; `hashes` maps recent versions to their 8-byte model hash in hex."""
+
+    version: int
+    manifest: str
+    hashes: dict[int, str]
+
+
+class BridgeCell(msgspec.Struct, frozen=True):
+    """Counters of a bridge since its state was made; written at most once a second."""
+
+    at: float
+    bytes_up: int = 0
+    bytes_down: int = 0
+    messages_up: int = 0
+    messages_down: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: dict[str, int] = {}
+    jobs_up: dict[str, int] = {}  # bytes of update packets per job
+    partials: int = 0
+
+
+def job_key(job: str) -> str:
+    """Key of a job's cell."""
+    return f"{JOB_PREFIX}{job}"
+
+
+def version_key(job: str) -> str:
+    """Key of a job's version cell."""
+    return f"{VERSION_PREFIX}{job}"
+
+
+def down_key(topic: str) -> str:
+    """Key whose value the bridge publishes to `topic`."""
+    return f"{DOWN_PREFIX}{topic[len(topics.ROOT) + 1 :]}"
+
+
+def down_topic(key: str) -> str:
+    """Topic of a `down/` key."""
+    return f"{topics.ROOT}/{key[len(DOWN_PREFIX) :]}"
+
+
+def retained(topic: str) -> bool:
+    """Offers and version notices are retained; commands to a device never are."""
+    return topic.startswith(f"{topics.ROOT}/b/")

@@ -1,0 +1,36 @@
+"""The three ports that bridge and aggregator share, and nothing else: UpdateLog, Heads, Blobs.
+
+An engine is chosen by URL (`open_ports`). One contract suite (tests/contract) runs over every engine.
+"""
+
+from broker_bridge.ports.types import (
+    Blobs,
+    Change,
+    Conflict,
+    CorruptBlob,
+    Digest,
+    Entry,
+    Heads,
+    Kind,
+    Mark,
+    MissingBlob,
+    PortError,
+    Ports,
+    UpdateLog,
+)
+
+__all__ = [
+    "Blobs",
+    "Change",
+    "Conflict",
+    "CorruptBlob",
+    "Digest",
+    "Entry",
+    "Heads",
+    "Kind",
+    "Mark",
+    "MissingBlob",
+    "PortError",
+    "Ports",
+    "UpdateLog",
+]

@@ -1,0 +1,1 @@
+"""What runs on a device. Import-free, so that servers may load `edge_client.wire` at no cost."""

@@ -1,0 +1,154 @@
+"""The training bundle as a device opens it: a stored zip of fixed members under one manifest (docs/bundle.md).
+
+Standard library and msgspec only. Writing bundles is `firmware_tools.bundle`'s work.
+"""
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_client.wire.limits import FRAME_BYTES_MAX, PARAMETER_COUNT_MAX, TENSOR_COUNT_MAX
+from edge_client.wire.messages import DataSchema
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TRAIN = "train.onnx"
+EVAL = "eval.onnx"
+INFER = "infer.onnx"
+PARAMS = "params.keyframe"  # version 0 of the model: a KEYFRAME frame
+MEMBERS = (TRAIN, EVAL, INFER, PARAMS)
+
+
+class BundleError(Exception):
+    """The file is not a bundle this software can open; the message names what is wrong and where."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """A trainable tensor: its name in the graphs, its shape, and its grid step 2**step_exp."""
+
+    name: str
+    shape: tuple[int, ...]
+    step_exp: int
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+class FileSpec(msgspec.Struct, frozen=True):
+    """Digest (SHA-256, hex) and size in bytes of a member."""
+
+    sha256: str
+    size: int
+
+
+class OptimizerSpec(msgspec.Struct, frozen=True):
+    """The optimiser compiled into train.onnx; each slot is one state tensor per parameter."""
+
+    kind: Literal["sgd", "momentum"]
+    momentum: float = 0.0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the per-parameter state tensors, zero at the start."""
+        return ("momentum",) if self.kind == "momentum" else ()
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle is, and the fixed names of its graphs' inputs and outputs.
+
+    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <param>@<slot>…
+                outputs loss (scalar), <param>@next…, <param>@<slot>@next…
+    eval.onnx   inputs x, y, <param>…; outputs loss (scalar, mean), correct (scalar int64)
+    infer.onnx  inputs x, <param>…; output logits
+    """
+
+    format: int
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    data: DataSchema
+    loss: Literal["cross_entropy"]
+    optimizer: OptimizerSpec
+    learning_rate: float
+    batch_size: int
+    quantize: Literal["int8-weights", "none"]
+    opset: int
+    files: dict[str, FileSpec]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values of each tensor, in table order."""
+        return tuple(t.size for t in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable values."""
+        return sum(self.sizes)
+
+
+class Bundle:
+    """An opened bundle; `member` verifies what it reads."""
+
+    def __init__(self, manifest: Manifest, path: Path) -> None:
+        self.manifest = manifest
+        self.path = path
+
+    def member(self, name: str) -> bytes:
+        """Bytes of a member; raise BundleError when they do not have the manifest's digest."""
+        spec = self.manifest.files[name]
+        with zipfile.ZipFile(self.path) as archive:
+            data = _read(archive, name, spec.size, self.path)
+        if hashlib.sha256(data).hexdigest() != spec.sha256:
+            raise BundleError(f"{self.path}: {name} does not have the digest in {MANIFEST}")
+        return data
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle and check its manifest; raise BundleError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if sorted(names) != sorted((MANIFEST, *MEMBERS)):
+                raise BundleError(f"{path}: holds {sorted(names)} instead of {sorted((MANIFEST, *MEMBERS))}")
+            raw = _read(archive, MANIFEST, 1024 * 1024, path)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: not a bundle ({error})") from error
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: {MANIFEST}: {error}") from error
+    _check(manifest, path)
+    return Bundle(manifest, path)
+
+
+def _read(archive: zipfile.ZipFile, name: str, size_max: int, path: Path) -> bytes:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > min(size_max, FRAME_BYTES_MAX):
+        raise BundleError(f"{path}: {name} is compressed or larger than the {size_max} B it may have")
+    try:
+        return archive.read(entry)
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise BundleError(f"{path}: {name} is damaged ({error})") from error
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    if manifest.format != FORMAT:
+        raise BundleError(f"{path}: bundle format {manifest.format}; this software opens format {FORMAT}")
+    if sorted(manifest.files) != sorted(MEMBERS):
+        raise BundleError(f"{path}: the manifest lists {sorted(manifest.files)} instead of {sorted(MEMBERS)}")
+    if not 1 <= len(manifest.tensors) <= TENSOR_COUNT_MAX or manifest.parameters > PARAMETER_COUNT_MAX:
+        raise BundleError(
+            f"{path}: {len(manifest.tensors)} tensors of {manifest.parameters} values; "
+            f"1 to {TENSOR_COUNT_MAX} tensors and {PARAMETER_COUNT_MAX} values are possible"
+        )
+    if any(extent < 1 for tensor in manifest.tensors for extent in tensor.shape):
+        raise BundleError(f"{path}: a tensor has an empty dimension")

@@ -1,0 +1,205 @@
+"""Control messages: frozen msgspec structs, JSON on the wire, readable with any MQTT client.
+
+Unknown keys are ignored, so that a newer peer may say more; a wrong type is a RemoteWireError naming the
+field. Durations are relative (`lease_s`): a Raspberry Pi has no clock battery (docs/wire.md §3).
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from edge_client.wire.errors import LocalWireError, RemoteWireError
+from edge_client.wire.limits import JSON_BYTES_MAX
+
+PROTOCOL = 1
+CODEC_TERNARY = "ternary-rice"
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Root of all messages."""
+
+
+class DataSchema(Message, frozen=True):
+    """Shape of one sample (without the batch axis) and the number of classes; what a data set must match."""
+
+    shape: tuple[int, ...]
+    n_classes: int
+    axes: tuple[str, ...] = ()  # a name per axis of `shape`, for error messages
+
+
+class DatasetInfo(Message, frozen=True):
+    """One data set that a device's custodian has declared."""
+
+    name: str
+    data: DataSchema
+    n_samples: int
+
+
+class DeviceState(Message, frozen=True):
+    """Birth, farewell and last will of a device. A will whose `conn_seq` is below the last birth's is stale."""
+
+    state: Literal["ready", "disconnected", "lost"]
+    conn_seq: int
+    cohort: str = "all"
+    jobs: tuple[str, ...] = ()  # jobs whose workspace the device holds; ended ones are answered with JobEnd
+
+
+class DeviceInfo(Message, frozen=True):
+    """What a device is and can do; retained, published when it changes."""
+
+    software: str
+    protocol: int
+    arch: str
+    runtime: str  # e.g. "onnxruntime 1.31.1"
+    codecs: tuple[str, ...]
+    datasets: tuple[DatasetInfo, ...] = ()
+
+
+class BlobRef(Message, frozen=True):
+    """A content-addressed blob: SHA-256 in hex and size in bytes."""
+
+    digest: str
+    size: int
+
+
+class Offer(Message, frozen=True):
+    """A job is open. Devices with a matching data set may ask to train."""
+
+    job: str
+    dataset: str
+    data: DataSchema
+    bundle: BlobRef
+    retry_s: float = 60.0  # a device that asked and heard nothing asks again after about this long
+    deadline: float | None = (
+        None  # Unix seconds at which the offer expires; advisory on a device without a clock
+    )
+
+
+class Ask(Message, frozen=True):
+    """A device is willing to train. `ask` numbers its asks; a repeated ask carries the same number."""
+
+    job: str
+    ask: int
+    n_samples: int
+    holds: int | None = None  # version of the model the device already has
+    codecs: tuple[str, ...] = (CODEC_TERNARY,)
+
+
+class TrainingPlan(Message, frozen=True):
+    """How to train once assigned."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    density: float  # share of parameters an update carries, 0 < density <= 1
+    norm_max: float  # L2 norm to which the device clips its update before compression
+    seed: int = 0
+
+
+class Assignment(Message, frozen=True):
+    """Train now, from this base. `ask` echoes the ask it answers; any other is ignored by the device."""
+
+    job: str
+    ask: int
+    version: int
+    version_hash: str  # first 8 bytes of SHA-256 of the model's grid, hex (wire/grid.py)
+    bundle: BlobRef
+    model: tuple[BlobRef, ...]  # one key-frame, or the deltas that lead from `holds` to `version`
+    plan: TrainingPlan
+    lease_s: float
+    not_before_s: float = 0.0
+
+
+class JobEnd(Message, frozen=True):
+    """The job is over for this device; it removes the workspace and says so."""
+
+    job: str
+    reason: str
+
+
+class BlobRequest(Message, frozen=True):
+    """Send `count` chunks of a blob from chunk `start` on, each of `chunk_bytes` bytes but the last."""
+
+    digest: str
+    start: int
+    count: int
+    chunk_bytes: int
+
+
+class Metrics(Message, frozen=True):
+    """Mean loss and accuracy over `n` samples."""
+
+    n: int
+    loss: float
+    accuracy: float
+
+
+class Evaluation(Message, frozen=True):
+    """A device's hold-out metrics of version `version` before training from it, and after."""
+
+    version: int
+    before: Metrics
+    after: Metrics | None = None
+    steps: int = 0
+    train_s: float = 0.0
+    memory_bytes: int = 0  # peak resident size of the trainer child
+
+
+class TaskStatus(Message, frozen=True):
+    """What a device does for a job; `reason` says why when it declined or failed."""
+
+    state: Literal["declined", "asking", "pulling", "training", "uploading", "failed", "ended"]
+    rev: int  # grows with each status of this device and job, so a late one is told from a new one
+    reason: str = ""
+    progress: float | None = None  # share of the training steps done, 0 to 1
+
+
+class Receipt(Message, frozen=True):
+    """The verdict on one uid, sent only after it is durable.
+
+    `accepted` and `rejected` are final; `incomplete` asks for the chunks in `missing` again,
+    as [first, last] ranges, both included.
+    """
+
+    uid: str
+    verdict: Literal["accepted", "rejected", "incomplete"]
+    code: str = ""
+    message: str = ""
+    missing: tuple[tuple[int, int], ...] = ()
+
+
+class ServiceState(Message, frozen=True):
+    """Birth and last will of a service; devices hold their uploads while the bridge is down."""
+
+    state: Literal["up", "down"]
+    conn_seq: int
+
+
+# Rejections after which the device keeps the refused mass for its next update: the update was sound, but
+# its base was not usable any more. Every other rejection drops it, because sending it again would fail again.
+KEEP_MASS_CODES = frozenset({"stale", "resync"})
+
+M = TypeVar("M", bound=Message)
+_encoder = msgspec.json.Encoder()
+_decoders: dict[type, msgspec.json.Decoder[Message]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """Encode a message as JSON; raise LocalWireError when it is larger than JSON_BYTES_MAX."""
+    data = _encoder.encode(message)
+    if len(data) > JSON_BYTES_MAX:
+        raise LocalWireError(f"{type(message).__name__} of {len(data)} B is over {JSON_BYTES_MAX} B")
+    return data
+
+
+def decode(kind: type[M], data: bytes) -> M:
+    """Decode JSON into `kind`; raise RemoteWireError (`too_large`, `bad_message`) naming the field."""
+    if len(data) > JSON_BYTES_MAX:
+        raise RemoteWireError("too_large", f"{kind.__name__} of {len(data)} B is over {JSON_BYTES_MAX} B")
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode(data)  # type: ignore[return-value]  # the table is keyed by the decoder's type
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RemoteWireError("bad_message", f"{kind.__name__}: {error}") from error
