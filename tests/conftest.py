@@ -1,0 +1,20 @@
+"""Fixtures that tests of all packages share: real brokers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker_bridge.broker import Broker, find_mosquitto
+
+
+@pytest.fixture(params=["mosquitto", "iotcore"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    """A loopback broker of each kind on a free port; a test may kill it and start another in its place."""
+    if request.param == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("mosquitto is not installed")
+    if request.param == "iotcore":
+        pytest.importorskip("iotcore", reason="iotcore comes with the extra [demo]")
+    started = Broker.start(request.param, state_dir=tmp_path / "broker")
+    yield started
+    started.stop()
