@@ -3,11 +3,13 @@
 An engine is chosen by URL (`open_ports`). One contract suite (tests/contract) runs over every engine.
 """
 
+from broker_bridge.ports.open import open_ports
 from broker_bridge.ports.types import (
     Blobs,
     Change,
     Conflict,
     CorruptBlob,
+    CorruptStorage,
     Digest,
     Entry,
     Heads,
@@ -16,6 +18,8 @@ from broker_bridge.ports.types import (
     MissingBlob,
     PortError,
     Ports,
+    StorageError,
+    StorageFull,
     UpdateLog,
 )
 
@@ -24,6 +28,7 @@ __all__ = [
     "Change",
     "Conflict",
     "CorruptBlob",
+    "CorruptStorage",
     "Digest",
     "Entry",
     "Heads",
@@ -32,5 +37,8 @@ __all__ = [
     "MissingBlob",
     "PortError",
     "Ports",
+    "StorageError",
+    "StorageFull",
     "UpdateLog",
+    "open_ports",
 ]

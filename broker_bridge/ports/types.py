@@ -1,7 +1,7 @@
 """The protocols of the three ports and the values they exchange (DESIGN §4). No I/O here."""
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -22,6 +22,18 @@ class MissingBlob(PortError):  # noqa: N818 - reads better where it is caught
 
 class CorruptBlob(PortError):  # noqa: N818 - reads better where it is caught
     """The stored bytes do not have the digest they are stored under."""
+
+
+class StorageError(PortError):
+    """The engine's storage failed; the message names the file. What was asked for did not happen."""
+
+
+class StorageFull(StorageError):  # noqa: N818 - reads better where it is caught
+    """No space is left; the same call works again once there is some."""
+
+
+class CorruptStorage(StorageError):  # noqa: N818 - reads better where it is caught
+    """The file is damaged or is not one of this engine's."""
 
 
 class Kind(enum.IntEnum):
@@ -107,7 +119,8 @@ class Heads(Protocol):
     def watch(self, prefix: str, after: int = 0) -> AsyncIterator[Change]:
         """Yield the newest change of each cell under a prefix with revision > after, then changes as they come.
 
-        Values between two looks may be skipped, the newest never.
+        Values between two looks may be skipped, the newest never. Drops come too, except those from before
+        the first look of a watch from 0, which has told of no cell yet.
         """
         ...
 
@@ -134,16 +147,13 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The three ports of one engine; `partitions` is fixed when the engine is made."""
+    """The three ports of one engine; `partitions` is fixed when the engine is made.
+
+    `close` ends the engine after the calls under way; call it once, last.
+    """
 
     log: UpdateLog
     heads: Heads
     blobs: Blobs
     partitions: int
-
-    async def close(self) -> None:
-        """Close the engine; implementations share one lifetime."""
-        for port in (self.log, self.heads, self.blobs):
-            close = getattr(port, "close", None)
-            if close is not None:
-                await close()
+    close: Callable[[], Awaitable[None]]
