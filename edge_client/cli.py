@@ -1,0 +1,68 @@
+"""The `fedfleet` command: finds the sub-commands of what is installed, imports only the one that is used.
+
+Sub-commands are entry points of the group `fedfleet.commands`, so a device never loads server code and
+`fedfleet --help` imports none of them. What a sub-command does is not known here.
+"""
+
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+GROUP = "fedfleet.commands"
+# What `--help` says of each command; asking the commands themselves would import the server on a device.
+SUMMARIES = {
+    "bundle": "Look into training bundles and check them.",
+    "demo": "Run a small fleet on this machine, broker included.",
+    "device": "Run the device daemon, check its configuration, show its state.",
+    "job": "Create, list, watch and end jobs.",
+    "model": "Compile a model to a training bundle.",
+    "up": "Run broker, bridge and aggregator.",
+}
+EXTRAS = {"aggregator": "server", "broker_bridge": "server", "firmware_tools": "tools"}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands come from entry points; one is imported when it is invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the installed commands."""
+        return sorted({*super().list_commands(ctx), *entry_points(group=GROUP).names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; raise ClickException naming the extra to install when it cannot be."""
+        known = super().get_command(ctx, cmd_name)
+        if known is not None:
+            return known
+        found = entry_points(group=GROUP, name=cmd_name)
+        return _load(next(iter(found))) if found else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        rows = [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _load(entry: EntryPoint) -> click.Command:
+    try:
+        command = entry.load()
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(entry.module.partition(".")[0])
+        # A module of our own that is missing is a broken installation, not a missing extra.
+        if extra is None or (error.name or "").partition(".")[0] in {*EXTRAS, "edge_client"}:
+            raise
+        raise click.ClickException(
+            f"this command needs: pip install 'fedfleet[{extra}]' ({error.name} is not installed)"
+        ) from error
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"{entry.value} is not a command")
+    return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fedfleet", prog_name="fedfleet")
+def main() -> None:
+    """Federated learning for fleets of small devices.
+
+    Example: fedfleet device run --config device.toml
+    """

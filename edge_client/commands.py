@@ -1,0 +1,77 @@
+"""`fedfleet device …`: run the daemon, check its configuration, show its state. No logic of its own.
+
+The daemon's modules are imported by the command that needs them, so `--help` and `status` stay light.
+"""
+
+import json
+from pathlib import Path
+
+import click
+
+from edge_client import config as configuration
+from edge_client import store
+
+CONFIG = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The device's TOML file (docs/device.md).",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+class Unusable(click.ClickException):
+    """The configuration or the state cannot be used."""
+
+    exit_code = 2
+
+
+@click.group()
+def device() -> None:
+    """Run the device daemon, check its configuration, show its state.
+
+    \b
+    Exit codes of all sub-commands:
+      0  done, everything is well
+      1  ran, but something it looked at is not well
+      2  the command line, the configuration or the state cannot be used
+    """  # noqa: D301 - \b is click's mark for a paragraph to keep as it is
+
+
+@device.command()
+@CONFIG
+@AS_JSON
+def status(path: Path, *, as_json: bool) -> None:
+    """Show what the state database holds: unsent results, jobs, last receipts.
+
+    Exit codes: 0 shown, 2 the configuration or state cannot be used.
+
+    Example: fedfleet device status --config device.toml
+    """
+    try:
+        report = store.read_report(_load(path).state_dir)
+    except store.StoreError as error:
+        raise Unusable(str(error)) from error
+    click.echo(json.dumps(report, indent=2) if as_json else _table(report))
+
+
+def _load(path: Path) -> configuration.DeviceConfig:
+    try:
+        return configuration.load(path)
+    except configuration.ConfigError as error:
+        raise Unusable(str(error)) from error
+
+
+def _table(report: store.Report) -> str:
+    lines = [f"epoch {report['epoch']}, next seq {report['next_seq']}", f"jobs: {len(report['jobs'])}"]
+    lines += [
+        f"  {job['job']}: holds version {job['held']}, ask {job['ask']}, last receipt {job['receipt'] or 'none'}"
+        for job in report["jobs"]
+    ]
+    lines.append(f"waiting for a receipt: {len(report['outbox'])}")
+    lines += [
+        f"  {row['uid']}: {row['kind']}, {row['bytes']} B, {'sent' if row['published'] else 'not sent yet'}"
+        for row in report["outbox"]
+    ]
+    return "\n".join(lines)
