@@ -1,0 +1,24 @@
+"""Reverse-mode differentiation of ONNX graphs into standard ONNX operators (default domain, opset >= 18).
+
+`differentiate` appends gradient nodes to a Graph. Each operator family is one module of gradient rules; a new
+operator is a function under `@gradient("Op")` and nothing else. Speed follows measurements on the stock CPU
+kernels of ONNX Runtime, which the comments in the rules quote.
+"""
+
+from firmware_tools.autodiff import (
+    convolution,
+    elementwise,
+    linear,
+    pooling,
+    quantization,
+    reduction,
+    shape,
+)
+from firmware_tools.autodiff.graph import Graph
+from firmware_tools.autodiff.loss import count_correct, cross_entropy
+from firmware_tools.autodiff.registry import gradient, supported
+from firmware_tools.autodiff.reverse import differentiate
+
+RULES = (convolution, elementwise, linear, pooling, quantization, reduction, shape)
+
+__all__ = ["RULES", "Graph", "count_correct", "cross_entropy", "differentiate", "gradient", "supported"]

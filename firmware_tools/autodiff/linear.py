@@ -1,0 +1,60 @@
+"""Gradient rules of matrix products."""
+
+from firmware_tools.autodiff.elementwise import reduce_to
+from firmware_tools.autodiff.registry import Call, Gradients, gradient
+
+
+@gradient("Gemm")
+def gemm(call: Call) -> Gradients:
+    """Y = alpha A' B' + beta C, where ' is the transposition the attributes ask for."""
+    g, dy, a, b = call.graph, call.dy, call.input(0), call.input(1)
+    alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
+    ta, tb = call.attribute("transA", 0), call.attribute("transB", 0)
+    da = db = dc = None
+    if call.wanted[0]:
+        if ta:
+            da = g.add("Gemm", b, dy, alpha=alpha, transA=tb, transB=1)
+        else:
+            da = g.add("Gemm", dy, b, alpha=alpha, transB=1 - tb)
+    if call.wanted[1]:
+        if tb:
+            db = g.add("Gemm", dy, a, alpha=alpha, transA=1, transB=ta)
+        else:
+            db = g.add("Gemm", a, dy, alpha=alpha, transA=1 - ta)
+    if call.input(2) and call.wanted[2]:
+        dc = reduce_to(g, dy, call.shape(call.y), call.shape(call.input(2)))
+        if beta != 1.0:
+            dc = g.add("Mul", dc, g.scalar(beta))
+    return [da, db, dc]
+
+
+@gradient("MatMul")
+def matmul(call: Call) -> Gradients:
+    """Y = A B over leading axes that broadcast; both operands need rank 2 or more."""
+    g, dy, a, b = call.graph, call.dy, call.input(0), call.input(1)
+    shape_a, shape_b, shape_y = call.shape(a), call.shape(b), call.shape(call.y)
+    if min(len(shape_a), len(shape_b)) < 2:
+        raise call.refused("a vector operand has no gradient yet; reshape it to a matrix")
+    da = db = None
+    if call.wanted[0]:
+        product = g.add("MatMul", dy, _transposed(call, b, len(shape_b)))
+        da = reduce_to(g, product, (*shape_y[:-1], shape_a[-1]), shape_a)
+    if call.wanted[1] and len(shape_b) == 2:
+        # One product over all rows at once instead of a batch of products and their sum.
+        rows = [
+            t if len(shape_a) == 2 else _rows(call, t, n) for t, n in ((a, shape_a[-1]), (dy, shape_b[1]))
+        ]
+        db = g.add("Gemm", *rows, transA=1)
+    elif call.wanted[1]:
+        product = g.add("MatMul", _transposed(call, a, len(shape_a)), dy)
+        db = reduce_to(g, product, (*shape_y[:-2], *shape_b[-2:]), shape_b)
+    return [da, db]
+
+
+def _transposed(call: Call, tensor: str, rank: int) -> str:
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    return call.graph.add("Transpose", tensor, perm=order)
+
+
+def _rows(call: Call, tensor: str, width: int) -> str:
+    return call.graph.add("Reshape", tensor, call.graph.ints(-1, width))

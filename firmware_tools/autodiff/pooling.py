@@ -1,0 +1,110 @@
+"""Gradient rules of pooling."""
+
+import itertools
+import math
+
+import numpy as np
+
+from firmware_tools.autodiff.graph import FLOAT, Graph
+from firmware_tools.autodiff.registry import Call, Gradients, gradient
+from firmware_tools.autodiff.window import Window, window_of
+
+
+@gradient("MaxPool")
+def max_pool(call: Call) -> Gradients:
+    """The gradient goes to the maximum of each window.
+
+    Where windows tile the input, equal maxima share it evenly (a valid subgradient): a constant background
+    under a convolution gives exact ties, and letting each take the whole would multiply the gradient.
+    """
+    window = _pool_window(call)
+    if not window.tiles:
+        return [_scattered(call)]
+    g = call.graph
+    x, rest = (
+        call.x,
+        [n - m * s for n, m, s in zip(window.source, window.result, window.strides, strict=True)],
+    )
+    if any(rest):  # values after the last whole window belong to none
+        x = g.add("Slice", x, *_crop(g, window))
+    hit = g.add("Cast", g.add("Equal", x, upsample(g, call.y, window.kernel)), to=FLOAT)
+    share = g.add("AveragePool", hit, kernel_shape=list(window.kernel), strides=list(window.strides))
+    size = float(math.prod(window.kernel))
+    dy = g.add("Div", call.dy, g.add("Mul", share, g.scalar(size)))
+    dx = g.add("Mul", hit, upsample(g, dy, window.kernel))
+    return [g.add("Pad", dx, g.ints(*[0] * (len(rest) + 4), *rest)) if any(rest) else dx]
+
+
+@gradient("AveragePool")
+def average_pool(call: Call) -> Gradients:
+    """Each value of a window gets an equal share; paddings count when `count_include_pad` says so."""
+    window = _pool_window(call)
+    g = call.graph
+    size = math.prod(window.kernel)
+    exact = all(n == m * s for n, m, s in zip(window.source, window.result, window.strides, strict=True))
+    if window.tiles and exact:
+        return [upsample(g, g.add("Mul", call.dy, g.scalar(1.0 / size)), window.kernel)]
+    counts = np.full((1, 1, *window.result), size, dtype=np.float32)
+    if window.padded and not call.attribute("count_include_pad", 0):
+        counts = _counts(window)
+    share = g.add("Div", call.dy, g.constant(counts))
+    channels = call.shape(call.x)[1]
+    ones = g.constant(np.ones((channels, 1, *window.kernel), dtype=np.float32))
+    missing = [
+        n - ((m - 1) * s - b - e + d * (k - 1) + 1)
+        for n, m, s, b, e, d, k in zip(
+            window.source, window.result, window.strides, window.begin, window.end, window.dilations,
+            window.kernel, strict=True,
+        )
+    ]  # fmt: skip
+    spread = g.add(
+        "ConvTranspose", share, ones, group=channels, strides=list(window.strides), pads=window.pads,
+        dilations=list(window.dilations), output_padding=missing,
+    )  # fmt: skip
+    return [spread]
+
+
+def upsample(graph: Graph, tensor: str, factors: tuple[int, ...]) -> str:
+    """Repeat each value `factors` times along the spatial axes."""
+    scales = graph.constant(np.asarray([1.0, 1.0, *factors], dtype=np.float32))
+    return graph.add(
+        "Resize", tensor, "", scales, mode="nearest", nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+    )  # fmt: skip
+
+
+def _pool_window(call: Call) -> Window:
+    if call.attribute("ceil_mode", 0):
+        raise call.refused("ceil_mode has no gradient yet")
+    return window_of(call, tuple(call.attribute("kernel_shape", ())))
+
+
+def _scattered(call: Call) -> str:
+    """Overlapping windows: add each gradient at the index of its maximum."""
+    g = call.graph
+    given = {a.name: call.attribute(a.name, None) for a in call.node.attribute}
+    _, where = g.add_many("MaxPool", call.x, outputs=("", ""), **given)
+    shape = g.add("Shape", call.x)
+    flat = g.ints(-1)
+    zeros = g.add("ConstantOfShape", g.add("Reshape", g.add("Size", call.x), flat))
+    parts = (g.add("Reshape", where, flat), g.add("Reshape", call.dy, flat))
+    return g.add("Reshape", g.add("ScatterElements", zeros, *parts, axis=0, reduction="add"), shape)
+
+
+def _crop(graph: Graph, window: Window) -> tuple[str, str, str]:
+    rank = len(window.kernel)
+    whole = [m * s for m, s in zip(window.result, window.strides, strict=True)]
+    return graph.ints(*[0] * rank), graph.ints(*whole), graph.ints(*range(2, rank + 2))
+
+
+def _counts(window: Window) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """How many values of each window lie inside the input, [1, 1, *result]."""
+    per_axis = [
+        [sum(0 <= i * s - b + d * j < n for j in range(k)) for i in range(m)]
+        for n, m, s, b, d, k in zip(
+            window.source, window.result, window.strides, window.begin, window.dilations, window.kernel,
+            strict=True,
+        )
+    ]  # fmt: skip
+    values = [math.prod(counts) for counts in itertools.product(*per_axis)]
+    return np.asarray(values, dtype=np.float32).reshape(1, 1, *window.result)

@@ -1,0 +1,98 @@
+"""The table from operator to gradient rule, and what a rule is given."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from onnx import NodeProto, helper
+
+from firmware_tools.autodiff.graph import DYNAMIC, Graph, Shape
+from firmware_tools.errors import ModelError, NotDifferentiable
+
+T = TypeVar("T")
+Gradients = Sequence[str | None]  # one per input of the node; None where none is needed
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node to differentiate: append nodes to `graph` and return a gradient for each wanted input.
+
+    `dy` is the gradient of the node's first output, of that output's shape. `wanted[i]` tells whether the
+    gradient of input i leads to a trainable tensor; the others need not be built.
+    """
+
+    graph: Graph
+    node: NodeProto
+    dy: str
+    wanted: Sequence[bool]
+    shapes: dict[str, Shape]
+
+    @property
+    def x(self) -> str:
+        """Name of the first input."""
+        return str(self.node.input[0])
+
+    @property
+    def y(self) -> str:
+        """Name of the first output."""
+        return str(self.node.output[0])
+
+    def attribute(self, name: str, default: T) -> T:
+        """Value of an attribute, or `default`."""
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                value = helper.get_attribute_value(attribute)
+                return value.decode() if isinstance(value, bytes) else value  # type: ignore[return-value]
+        return default
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor; extents that follow the batch are DYNAMIC."""
+        if name not in self.shapes:
+            raise ModelError(f"the shape of tensor {name!r} (node {self.node.name!r}) cannot be inferred")
+        return self.shapes[name]
+
+    def spatial(self, name: str) -> Shape:
+        """Static extents of a tensor's axes from the third on; refused when they are dynamic."""
+        extents = self.shape(name)[2:]
+        if DYNAMIC in extents:
+            raise self.refused("its spatial extents must be static")
+        return extents
+
+    def input(self, index: int) -> str:
+        """Name of input `index`, empty when it is absent."""
+        return str(self.node.input[index]) if index < len(self.node.input) else ""
+
+    def ints(self, name: str, index: int) -> tuple[int, ...] | None:
+        """Integers that newer opsets give as constant input `index` and older ones as attribute `name`."""
+        tensor = self.input(index)
+        if not tensor:
+            return self.attribute(name, None)
+        if tensor not in self.graph.constants:
+            raise self.refused(f"its {name} must be constant")
+        return tuple(int(v) for v in self.graph.constants[tensor].ravel())
+
+    def refused(self, reason: str) -> NotDifferentiable:
+        """The error that says why this node has no gradient."""
+        return NotDifferentiable(self.node.name or self.y, self.node.op_type, RULES, reason)
+
+
+Rule = Callable[[Call], Gradients]
+RULES: dict[str, Rule] = {}
+
+
+def gradient(*op_types: str) -> Callable[[Rule], Rule]:
+    """Register a function as the gradient rule of operators of the default domain."""
+
+    def register(rule: Rule) -> Rule:
+        for op_type in op_types:
+            if op_type in RULES:
+                raise ValueError(f"{op_type} already has a gradient rule")
+            RULES[op_type] = rule
+        return rule
+
+    return register
+
+
+def supported() -> tuple[str, ...]:
+    """The operators that have a gradient rule, sorted."""
+    return tuple(sorted(RULES))
