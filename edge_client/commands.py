@@ -41,6 +41,47 @@ def device() -> None:
 
 @device.command()
 @CONFIG
+@click.option("--log-json", is_flag=True, help="Log JSON lines instead of key=value.")
+def run(path: Path, *, log_json: bool) -> None:
+    """Run the daemon in the foreground until SIGTERM or Ctrl-C.
+
+    Exit codes: 0 stopped on request, 1 stopped by an error, 2 the configuration or state cannot be used.
+
+    Example: fedfleet device run --config /etc/fedfleet/device.toml
+    """
+    from edge_client import daemon  # noqa: PLC0415 - other commands do not pay for MQTT
+
+    loaded = _load(path)
+    try:
+        daemon.run(loaded, log_json=log_json)
+    except (configuration.ConfigError, store.StoreError) as error:
+        raise Unusable(str(error)) from error
+
+
+@device.command()
+@CONFIG
+@AS_JSON
+def check(path: Path, *, as_json: bool) -> None:
+    """Check the configuration, read the data sets, and try the broker.
+
+    Exit codes: 0 all well, 1 a data set or the broker is not, 2 the configuration cannot be used.
+
+    Example: fedfleet device check --config device.toml --json
+    """
+    from edge_client import checkup  # noqa: PLC0415 - other commands do not pay for MQTT
+
+    findings = checkup.examine(_load(path))
+    if as_json:
+        click.echo(json.dumps([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        click.get_current_context().exit(1)
+
+
+@device.command()
+@CONFIG
 @AS_JSON
 def status(path: Path, *, as_json: bool) -> None:
     """Show what the state database holds: unsent results, jobs, last receipts.

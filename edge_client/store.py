@@ -14,6 +14,7 @@ from typing import Any, Literal, TypedDict
 
 import structlog
 
+from edge_client.events import JobRow, Kind, Row, Stored
 from edge_client.wire.messages import KEEP_MASS_CODES, Offer, decode, encode
 from edge_client.wire.topics import Uid
 
@@ -40,8 +41,6 @@ CREATE TABLE outbox (
 CREATE UNIQUE INDEX one_unreceipted_update ON outbox (job) WHERE kind = 'update';
 """
 
-Kind = Literal["update", "evaluation"]
-
 
 class Report(TypedDict):
     """What `fedfleet device status` shows; no sample, no parameter."""
@@ -54,25 +53,6 @@ class Report(TypedDict):
 
 class StoreError(Exception):
     """The state cannot be read or written: disk full, or made by newer software. Nothing was changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An outbox row without its body; `published` is set before its first byte leaves."""
-
-    uid: Uid
-    kind: Kind
-    size: int
-    published: bool
-
-
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    """A job whose workspace this device holds. `ask` numbers the ask that is outstanding or next."""
-
-    offer: Offer
-    held: int | None
-    ask: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +77,11 @@ class Store:
 
     # -- counters ------------------------------------------------------------------------------------
 
-    def begin_connection(self) -> int:
-        """Count and return this connection's number; it pairs births with wills."""
-        with self._change("count a connection"):
-            self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'conn_seq'")
-        return self._number("conn_seq")
-
     def begin_run(self) -> int:
-        """Count and return this start of the daemon; status revisions grow from it without a write each."""
+        """Count and return this start of the daemon.
+
+        Connection numbers and status revisions grow from it, so that they cost no write each.
+        """
         with self._change("count a start"):
             self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'runs'")
         return self._number("runs")
@@ -149,7 +126,7 @@ class Store:
 
     # -- outbox --------------------------------------------------------------------------------------
 
-    def add_update(self, new: NewUpdate) -> Row:
+    def add_update(self, new: NewUpdate) -> Stored:
         """Store a finished training: both outbox rows, pending residuals, seq, held version, next ask (I4).
 
         Raises StoreError when the job still has an update without a verdict, or its seq was used before.
@@ -166,7 +143,8 @@ class Store:
             self._db.execute("UPDATE jobs SET held = ?, ask = ? WHERE job = ?", (new.version, ask, uid.job))
             self._raise_ask(ask)
             self._drop_evaluations()
-        return Row(uid, "update", len(new.frame), published=False)
+        rows = tuple(row for row in self.rows() if row.uid in (uid, evaluation))
+        return Stored(uid.job, rows, new.version, ask)
 
     def rows(self) -> list[Row]:
         """The outbox, oldest first, without bodies."""
@@ -342,7 +320,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    facts = {"epoch": secrets.token_hex(8), "conn_seq": 0, "runs": 0, "seq": 1, "ask": 1}
+    facts = {"epoch": secrets.token_hex(8), "runs": 0, "seq": 1, "ask": 1}
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";\n"):
         if statement.strip():

@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 
 from edge_client import store as state
-from edge_client.store import JobRow, NewUpdate, StoreError, open_store, read_report
+from edge_client.events import JobRow
+from edge_client.store import NewUpdate, StoreError, open_store, read_report
 from edge_client.wire.messages import BlobRef, DataSchema, Offer
 from edge_client.wire.topics import Uid
 
@@ -152,11 +153,11 @@ def test_newer_schema_is_refused_untouched(tmp_path):
         open_store(tmp_path)
 
 
-def test_connections_and_runs_are_counted_across_restarts(store):
+def test_runs_are_counted_across_restarts(store):
     """Births and status revisions of a later start are higher than those of an earlier one."""
-    assert (store.begin_connection(), store.begin_run()) == (1, 1)
+    assert store.begin_run() == 1
     after = reopened(store)
-    assert (after.begin_connection(), after.begin_run()) == (2, 2)
+    assert after.begin_run() == 2
     after.close()
 
 

@@ -1,0 +1,98 @@
+"""`fedfleet device check`: try what the daemon will need, and say what is wrong with each."""
+
+import queue
+import random
+import time
+from dataclasses import dataclass
+
+from edge_client.config import ConfigError, DeviceConfig
+from edge_client.trainer import Gone, Said, Trainer
+from edge_client.trainer_protocol import Described, DescribeTask, Failed
+from edge_client.transport import Down, Identity, Transport, Up, Word
+from edge_client.wire import chunks
+from edge_client.wire.errors import LocalWireError
+from edge_client.work import known, source
+
+DESCRIBE_S = 120.0  # to load numpy and read a data set on a slow card
+CONNECT_S = 30.0  # three attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine(config: DeviceConfig) -> list[Finding]:
+    """Check every data set and the broker; the configuration itself was checked when it was loaded."""
+    return [*_examine_data(config), _examine_broker(config)]
+
+
+def _examine_data(config: DeviceConfig) -> list[Finding]:
+    words: queue.SimpleQueue[Said | Gone] = queue.SimpleQueue()
+    trainer = Trainer(config.trainer, words.put)
+    findings = []
+    try:
+        for name, data in config.data.items():
+            trainer.submit(DescribeTask(source(data)))
+            what = f"data set {name}"
+            try:
+                word = words.get(timeout=DESCRIBE_S)
+            except queue.Empty:
+                trainer.kill()
+                findings.append(Finding(what, ok=False, detail=f"not described within {DESCRIBE_S:g} s"))
+                continue
+            trainer.take(word, time.monotonic())
+            if isinstance(word, Said) and isinstance(word.answer, Described | Failed):
+                seen = known(name, data, word.answer)
+                ok = seen.info is not None
+                detail = f"{seen.info.n_samples} samples" if seen.info is not None else seen.reason
+                findings.append(Finding(what, ok=ok, detail=detail))
+            else:
+                reason = word.reason if isinstance(word, Gone) else "the trainer answered another question"
+                findings.append(Finding(what, ok=False, detail=reason))
+    finally:
+        trainer.kill()
+    return findings
+
+
+def _examine_broker(config: DeviceConfig) -> Finding:
+    """Connect under another client id, so that a running daemon is not thrown off."""
+    what = f"broker {config.broker.host}:{config.broker.port}"
+    try:
+        password = config.password()
+    except ConfigError as error:
+        return Finding(what, ok=False, detail=str(error))
+    words: queue.SimpleQueue[Word] = queue.SimpleQueue()
+    identity = Identity(f"{config.device.id}-check", persistent=False)
+    transport = Transport(
+        config.broker,
+        password=password,
+        identity=identity,
+        put=words.put,
+        waiting=words.qsize,
+        rng=random.Random(0),  # noqa: S311 - jitter, not a secret
+    )
+    reason = "no answer"
+    deadline = time.monotonic() + CONNECT_S
+    refusals = 0
+    try:
+        while refusals < 2 and time.monotonic() < deadline:
+            transport.tick(time.monotonic())
+            try:
+                word = words.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(word, Up) and transport.take(word, time.monotonic()):
+                size = chunks.chunk_bytes(word.packet_bytes_max)
+                return Finding(what, ok=True, detail=f"MQTT {transport.protocol}, chunks of {size} B")
+            if isinstance(word, Down) and transport.take(word, time.monotonic()):
+                reason, refusals = word.reason, refusals + 1
+    except LocalWireError as error:
+        reason = str(error)
+    finally:
+        transport.stop()
+    return Finding(what, ok=False, detail=reason)

@@ -1,0 +1,326 @@
+"""The device daemon: one thread, one queue; performs what the session decides (DESIGN §2).
+
+Knows MQTT, SQLite and the trainer child only through transport, store and trainer; decides nothing itself.
+"""
+
+import fcntl
+import logging
+import platform
+import queue
+import random
+import signal
+import sys
+import time
+from collections import deque
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+import structlog
+
+from edge_client import events as ev
+from edge_client import inbox
+from edge_client.config import DeviceConfig
+from edge_client.pull import Puller, Step
+from edge_client.session import Session
+from edge_client.store import NewUpdate, Store, StoreError, open_store
+from edge_client.trainer import Gone, Said, Trainer
+from edge_client.transport import Acked, Down, Identity, Received, Refused, Transport, Up, Word
+from edge_client.uplink import Uplink
+from edge_client.wire import chunks, messages, topics
+from edge_client.wire.errors import LocalWireError, RemoteWireError
+from edge_client.wire.messages import CODEC_TERNARY, PROTOCOL, DatasetInfo, DeviceInfo, DeviceState
+from edge_client.work import Work
+
+RUN_BITS = 32  # status revisions of one run, and connections: 4 thousand million
+WAIT_MAX_S = 60.0  # a timer computed wrongly delays the device at most this long
+
+_log = structlog.get_logger("fedfleet.device")
+
+
+class _Stop:
+    """Put into the queue by SIGTERM and SIGINT."""
+
+
+Item = Word | Said | Gone | _Stop
+
+
+class Daemon:
+    """A device's running parts. `serve` returns after `stop`."""
+
+    def __init__(self, config: DeviceConfig, store: Store) -> None:
+        rng = random.Random()  # noqa: S311 - jitter, not a secret
+        run = store.begin_run()
+        self._config = config
+        self._store = store
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._conn_seq = run << RUN_BITS
+        self._info: dict[str, DatasetInfo] = {}
+        self._undescribed = set(config.data)
+        self._events: deque[ev.Event] = deque()
+        self._puller = Puller(config.state_dir / "blobs")
+        self._trainer = Trainer(config.trainer, self._queue.put)
+        self._work = Work(config, store, self._puller, self._trainer)
+        device = config.device.id
+        self._transport = Transport(
+            config.broker,
+            password=config.password(),
+            identity=Identity(device, persistent=True, will_topic=topics.state(device), will=self._will),
+            put=self._queue.put,
+            waiting=self._queue.qsize,
+            rng=rng,
+        )
+        self._uplink = Uplink(store, self._transport)
+        jobs = store.jobs()
+        self._session = Session(
+            device=device,
+            datasets=config.data,
+            jobs=jobs,
+            rows=store.rows(),
+            next_ask=store.next_ask,
+            first_rev=run << RUN_BITS,
+            rng=rng,
+        )
+        self._work.sweep({row.offer.job for row in jobs})
+
+    def stop(self) -> None:
+        """Ask `serve` to end; callable from a signal handler."""
+        self._queue.put(_Stop())
+
+    def serve(self) -> None:
+        """Run until `stop`; then say goodbye and end the child."""
+        _log.info("started", device=self._config.device.id, epoch=self._store.epoch)
+        try:
+            while True:
+                self._advance()
+                item = self._next()
+                if isinstance(item, _Stop):
+                    break
+                if item is not None:
+                    self._take(item)
+        finally:
+            self._trainer.kill()
+            farewell = messages.encode(
+                DeviceState("disconnected", self._conn_seq, self._config.device.cohort)
+            )
+            self._transport.stop((topics.state(self._config.device.id), farewell))
+            _log.info("stopped")
+
+    # -- one turn ------------------------------------------------------------------------------------
+
+    def _next(self) -> Item | None:
+        parts = (self._transport, self._trainer, self._puller, self._session)
+        due = min((part.wake for part in parts if part.wake is not None), default=None)
+        now = time.monotonic()
+        wait = WAIT_MAX_S if due is None else min(max(0.0, due - now), WAIT_MAX_S)
+        try:
+            return self._queue.get(timeout=wait)
+        except queue.Empty:
+            return None
+
+    def _advance(self) -> None:
+        """Give every part the time, then perform what follows from it until nothing does."""
+        now = time.monotonic()
+        self._transport.tick(now)
+        self._trainer.tick(now)
+        self._follow(self._puller.tick(now))
+        self._events.append(ev.Tick())
+        while self._events:
+            for action in self._session.handle(self._events.popleft(), time.monotonic()):
+                self._perform(action)
+        self._work.pump()
+        self._uplink.pump()
+
+    def _take(self, item: Item) -> None:
+        now = time.monotonic()
+        match item:
+            case Up() if self._transport.take(item, now):
+                self._connected(item)
+            case Down() if self._transport.take(item, now):
+                _log.warning("disconnected", reason=item.reason)
+                self._puller.disconnected()
+                self._events.append(ev.Disconnected())
+            case Acked() if self._transport.take(item, now):
+                if item.refusal:
+                    _log.error("refused", reason=item.refusal)
+            case Refused(reason):
+                _log.error("refused", reason=reason)
+            case Received(topic, payload):
+                self._received(topic, payload)
+            case Said() | Gone():
+                self._heard(item, now)
+
+    def _connected(self, up: Up) -> None:
+        device = self._config.device
+        try:
+            size = chunks.chunk_bytes(up.packet_bytes_max)
+        except LocalWireError as error:
+            _log.error("broker_unusable", reason=str(error))
+            self._queue.put(Down(up.generation, str(error), reached=True))
+            return
+        _log.info("connected", protocol=self._transport.protocol, packet_bytes_max=up.packet_bytes_max)
+        self._transport.subscribe(
+            topics.command_filter(device.id), topics.offer_filter(device.cohort), topics.SERVICE_FILTER
+        )
+        birth = DeviceState("ready", self._conn_seq, device.cohort, self._session.held_jobs)
+        self._transport.publish(topics.state(device.id), messages.encode(birth), retain=True)
+        self._publish_info()
+        self._uplink.connected(size)
+        self._follow(self._puller.connected(size, time.monotonic()))
+        self._events.append(ev.Connected())
+
+    def _received(self, topic: str, payload: bytes) -> None:
+        try:
+            parsed = topics.parse_down(topic)
+            if isinstance(parsed, topics.BlobTopic):
+                self._follow(self._puller.chunk(parsed.digest, parsed.index, payload, time.monotonic()))
+                return
+            event = inbox.read(topic, payload)
+        except RemoteWireError as error:
+            _log.warning("message_refused", topic=topic, code=error.code, reason=str(error))
+            return
+        if event is not None:
+            self._events.append(event)
+
+    def _heard(self, word: Said | Gone, now: float) -> None:
+        event = self._work.take(word, now)
+        if isinstance(event, ev.DataKnown):
+            self._described(event)
+        if event is not None:
+            self._events.append(event)
+
+    def _described(self, event: ev.DataKnown) -> None:
+        self._undescribed.discard(event.name)
+        if event.info is None:
+            _log.error("data_unusable", dataset=event.name, reason=event.reason)
+        else:
+            self._info[event.name] = event.info
+            _log.info("data_described", dataset=event.name, n_samples=event.info.n_samples)
+        self._publish_info()
+
+    # -- actions -------------------------------------------------------------------------------------
+
+    def _perform(self, action: ev.Action) -> None:  # noqa: C901 - one line per action, a table
+        match action:
+            case ev.Publish(topic, message):
+                self._publish(topic, message)
+            case ev.Send():
+                self._uplink.add(action)
+            case ev.Settle(uid, verdict, code):
+                self._store.settle(uid, verdict, code, time.time())
+                _log.info("receipt", uid=str(uid), verdict=verdict, code=code)
+            case ev.SaveJob(row):
+                self._store.save_job(row)
+            case ev.DropUnpublished(job):
+                self._store.drop_unpublished(job)
+            case ev.RemoveWorkspace(job):
+                self._store.remove_job(job)
+                self._work.remove(job)
+                _log.info("job_removed", job=job)
+            case ev.Pull(blob):
+                self._follow(self._puller.want(blob, time.monotonic()))
+            case ev.KeepBlobs(digests):
+                self._puller.keep(digests)
+            case ev.Train():
+                _log.info("training", job=action.offer.job, version=action.assignment.version)
+                self._work.train(action)
+            case ev.StopTrainer():
+                self._work.stop_training()
+            case ev.StoreUpdate():
+                self._events.append(self._store_update(action))
+
+    def _store_update(self, action: ev.StoreUpdate) -> ev.Stored | ev.StoreFailed:
+        trained = action.trained
+        uid = topics.Uid(self._config.device.id, action.job, self._store.epoch, self._work.seq)
+        new = NewUpdate(
+            uid,
+            trained.frame,
+            messages.encode(trained.evaluation),
+            action.version,
+            trained.residual_accepted,
+            trained.residual_kept,
+        )
+        try:
+            stored = self._store.add_update(new)
+        except StoreError as error:
+            _log.error("update_lost", uid=str(uid), reason=str(error))
+            return ev.StoreFailed(action.job, str(error))
+        _log.info("update_stored", uid=str(uid), frame_bytes=len(trained.frame))
+        return stored
+
+    def _follow(self, steps: list[Step]) -> None:
+        for step in steps:
+            if isinstance(step, messages.BlobRequest):
+                self._publish(topics.get(self._config.device.id), step)
+            else:
+                self._events.append(step)
+
+    def _publish(self, topic: str, message: messages.Message) -> None:
+        if isinstance(message, messages.TaskStatus):
+            level = logging.WARNING if message.state in {"failed", "declined"} else logging.INFO
+            if not message.progress:
+                _log.log(level, "task", topic=topic, state=message.state, reason=message.reason)
+        if not self._transport.publish(topic, messages.encode(message)) and self._transport.connected:
+            _log.error("message_not_sent", topic=topic, reason="larger than the broker takes, or no room")
+
+    def _publish_info(self) -> None:
+        """Describe the device once all data sets are read; retained."""
+        if self._undescribed or not self._transport.connected:
+            return
+        info = DeviceInfo(
+            software=f"fedfleet {_installed('fedfleet')}",
+            protocol=PROTOCOL,
+            arch=platform.machine(),
+            runtime=f"onnxruntime {_installed('onnxruntime')}",
+            codecs=(CODEC_TERNARY,),
+            datasets=tuple(self._info[name] for name in sorted(self._info)),
+        )
+        self._transport.publish(topics.info(self._config.device.id), messages.encode(info), retain=True)
+
+    def _will(self) -> bytes:
+        """The last will of the next connection; its birth and farewell carry the same number."""
+        self._conn_seq += 1
+        return messages.encode(DeviceState("lost", self._conn_seq, self._config.device.cohort))
+
+
+def run(config: DeviceConfig, *, log_json: bool = False) -> None:
+    """Run a device until SIGTERM or SIGINT; raise ConfigError or StoreError when it cannot start."""
+    configure_logging(json=log_json)
+    config.password()
+    store = open_store(config.state_dir)
+    try:
+        with (config.state_dir / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreError(f"{config.state_dir}: another daemon uses this state") from error
+            daemon = Daemon(config, store)
+
+            def stop(_signal: int, _frame: FrameType | None) -> None:
+                daemon.stop()
+
+            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGINT, stop)
+            daemon.serve()
+    finally:
+        store.close()
+
+
+def configure_logging(*, json: bool) -> None:
+    """Log to stderr, one line an event: key=value, or JSON."""
+    renderer = structlog.processors.JSONRenderer() if json else structlog.processors.LogfmtRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

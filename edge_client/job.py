@@ -1,0 +1,127 @@
+"""What the session remembers: each job with its phase, and what the jobs of one device share.
+
+Which event leads where is the table of phases.py.
+"""
+
+import enum
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edge_client import events as ev
+from edge_client.outgoing import JITTER, Outgoing
+from edge_client.wire import topics
+from edge_client.wire.messages import Assignment, BlobRef, DatasetInfo, Offer, TaskStatus
+
+
+class Phase(enum.StrEnum):
+    """Where a job is."""
+
+    OFFERED = "offered"  # waits: for its data set to be read, its offer to be seen again, or a back-off
+    DECLINED = "declined"  # this offer is not for this device
+    ASKING = "asking"
+    PULLING = "pulling"
+    READY = "ready"  # has everything, waits for the trainer
+    TRAINING = "training"
+    UPLOADING = "uploading"  # has an update without a verdict
+    ENDING = "ending"  # the job is over, its published update still waits for the verdict
+    ENDED = "ended"  # removed; never seen in memory
+
+
+State = Literal["declined", "asking", "pulling", "training", "uploading", "failed", "ended"]
+Said = tuple[State, str, float | None]  # state, reason, progress of the last TaskStatus
+
+
+@dataclass(slots=True)
+class Job:
+    """What the session remembers of one job; `ask` is the outstanding ask, or the next one's number."""
+
+    offer: Offer
+    ask: int
+    held: int | None = None
+    saved: bool = False  # the store has a row for it
+    live: bool = True  # its offer was seen in this run
+    phase: Phase = Phase.OFFERED
+    due: float | None = None
+    assignment: Assignment | None = None
+    started: bool = False  # the pull has begun (not_before_s has passed)
+    lease_end: float = 0.0
+    missing: set[str] = field(default_factory=set)
+    failures: int = 0
+    progress_at: float = 0.0
+    said: Said | None = None
+
+    @property
+    def name(self) -> str:
+        """The job's id."""
+        return self.offer.job
+
+
+class Device:
+    """What all jobs share: connection, data sets, the trainer's place, rows on their way, actions so far."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        declared: frozenset[str],
+        rows: Iterable[ev.Row],
+        next_ask: int,
+        first_rev: int,
+        rng: random.Random,
+    ) -> None:
+        self.name = name
+        self.declared = declared
+        self.datasets: dict[str, DatasetInfo | str] = {}
+        self.outgoing = Outgoing(rows, rng)
+        self.jobs: dict[str, Job] = {}
+        self.ended: dict[str, Offer] = {}
+        self.connected = False
+        self.training: Job | None = None
+        self.rng = rng
+        self.next_ask = next_ask
+        self.actions: list[ev.Action] = []
+        self._rev = first_rev
+
+    def take_actions(self) -> list[ev.Action]:
+        """The actions collected since the last call."""
+        actions, self.actions = self.actions, []
+        return actions
+
+    def say(self, job: str, said: Said) -> None:
+        """Publish a TaskStatus; when not connected it is said again on connect."""
+        if not self.connected:
+            return
+        state, reason, progress = said
+        self._rev += 1
+        status = TaskStatus(state, self._rev, reason, progress)
+        self.actions.append(ev.Publish(topics.task(self.name, job), status))
+
+    def status(self, job: Job, state: State, reason: str = "", progress: float | None = None) -> None:
+        """Remember and publish what is done for a job."""
+        job.said = (state, reason, progress)
+        self.say(job.name, job.said)
+
+    def stretch(self, wait: float) -> float:
+        """A wait with jitter."""
+        return wait * (1 + JITTER * self.rng.random())
+
+    def save(self, job: Job) -> None:
+        """Make the job's facts durable."""
+        job.saved = True
+        self.actions.append(ev.SaveJob(ev.JobRow(job.offer, job.held, job.ask)))
+
+    def keep_blobs(self) -> None:
+        """Say which blobs are still needed."""
+        digests = set()
+        for job in self.jobs.values():
+            digests.add(job.offer.bundle.digest)
+            if job.assignment is not None:
+                digests.update(blob.digest for blob in blobs(job.assignment))
+        self.actions.append(ev.KeepBlobs(frozenset(digests)))
+
+
+def blobs(assignment: Assignment) -> list[BlobRef]:
+    """The blobs an assignment needs."""
+    return [assignment.bundle, *assignment.model]

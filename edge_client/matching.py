@@ -1,0 +1,30 @@
+"""May this data set serve that job? Pure comparisons that name what does not fit."""
+
+from edge_client.wire.messages import DataSchema
+
+
+def mismatch(have: DataSchema, want: DataSchema, *, who: str = "the job wants") -> str:
+    """Why data of schema `have` cannot be used where `want` is asked for; "" when it can.
+
+    Axis names are compared only when both sides give them.
+    """
+    if len(have.shape) != len(want.shape):
+        return f"samples have {len(have.shape)} axes {list(have.shape)}, {who} {len(want.shape)} {list(want.shape)}"
+    if have.axes and want.axes and have.axes != want.axes:
+        return f"axes are {', '.join(have.axes)}, {who} {', '.join(want.axes)}"
+    names = want.axes or have.axes
+    for axis, (ours, theirs) in enumerate(zip(have.shape, want.shape, strict=True)):
+        if ours != theirs:
+            name = f" ({names[axis]})" if names else ""
+            return f"axis {axis}{name} has {ours} values, {who} {theirs}"
+    if have.n_classes != want.n_classes:
+        return f"labels have {have.n_classes} classes, {who} {want.n_classes}"
+    return ""
+
+
+def undeclared(found: DataSchema, declared: DataSchema) -> str:
+    """Why a file is not what its configuration declares; fewer classes than declared are fine."""
+    if found.n_classes > declared.n_classes:
+        return f"labels go up to class {found.n_classes - 1}, the configuration declares {declared.n_classes} classes"
+    same_classes = DataSchema(found.shape, declared.n_classes)
+    return mismatch(same_classes, declared, who="the configuration declares")
