@@ -6,6 +6,7 @@
 | `version/<job>` | aggregator | VersionCell: the newest version and the hashes of recent ones |
 | `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
 | `bridge/<name>` | bridge | BridgeCell: counters |
+| `link/<name>` | bridge | LinkCell: what the bridge itself must remember |
 """
 
 from typing import Literal
@@ -18,6 +19,7 @@ JOB_PREFIX = "job/"
 VERSION_PREFIX = "version/"
 DOWN_PREFIX = "down/"
 BRIDGE_PREFIX = "bridge/"
+LINK_PREFIX = "link/"
 
 
 class JobCell(msgspec.Struct, frozen=True):
@@ -52,6 +54,13 @@ class BridgeCell(msgspec.Struct, frozen=True):
     rejected: dict[str, int] = {}
     jobs_up: dict[str, int] = {}  # bytes of update packets per job
     partials: int = 0
+
+
+class LinkCell(msgspec.Struct, frozen=True):
+    """What a bridge remembers over restarts: its connections so far, and the `down/` revision published last."""
+
+    conn_seq: int = 0
+    published: int = 0
 
 
 def job_key(job: str) -> str:

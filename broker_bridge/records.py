@@ -3,7 +3,7 @@
 `at` is the bridge's Unix time at admission: the aggregator has no other clock for what it replays.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -56,3 +56,11 @@ Record = UpdateRecord | EvaluationRecord | EventRecord | RejectionRecord
 def encode(record: Record | VerdictMark) -> bytes:
     """Encode a record or mark."""
     return msgspec.msgpack.encode(record)
+
+
+R = TypeVar("R", bound=Record | VerdictMark)
+
+
+def decode(kind: type[R], data: bytes) -> R:
+    """Decode a record or mark that `encode` made; raise msgspec.DecodeError on anything else."""
+    return msgspec.msgpack.decode(data, type=kind)

@@ -1,0 +1,311 @@
+"""The bridge between a real broker and a real log: verdicts, receipts, crashes, downlink and blobs."""
+
+import sqlite3
+
+import msgspec
+import numpy as np
+import pytest
+
+from broker_bridge import cells, records
+from broker_bridge.ports import Kind
+from edge_client.wire import chunks, frame, messages, sparse, topics
+from edge_client.wire.messages import Ask, BlobRequest, DeviceState, Evaluation, Metrics
+
+CHUNK = 2048
+
+
+def kinds(rig, device):
+    """Kinds of a device's verdicts in the log, events left out."""
+    return [e.kind for e in rig.entries(device) if e.kind is not Kind.EVENT]
+
+
+def damaged(data, position):
+    """A copy with one bit flipped."""
+    copy = bytearray(data)
+    copy[position] ^= 1
+    return bytes(copy)
+
+
+def whole_update(seq):
+    """An update that needs several chunks of CHUNK bytes."""
+    rng = np.random.default_rng(seq)
+    indices = np.sort(rng.choice(60_000, 6000, replace=False)).astype(np.int64)
+    tensor = sparse.SparseTensor(indices, rng.random(6000) < 0.5, 0.01)
+    return sparse.encode(sparse.Update(7, bytes(8), seq, 10, (tensor,)))
+
+
+def test_update_is_logged_once_and_answered_each_time(rig, tools):
+    """I1, I12: an update becomes one entry, a duplicate gets the same receipt, another body is `conflict`."""
+    device = rig.device("pi-1")
+    uid = device.uid(1)
+    frame_bytes = tools.update(1)
+    for _ in range(3):
+        assert device.verdict(uid, frame_bytes).verdict == "accepted"
+    refused = device.verdict(uid, tools.update(1, scale=0.25))
+    assert (refused.verdict, refused.code) == ("rejected", "conflict")
+    (entry,) = rig.entries("pi-1")
+    assert (entry.kind, entry.uid) == (Kind.UPDATE, str(uid))
+    assert records.decode(records.UpdateRecord, entry.body).frame == frame_bytes
+
+
+def test_refusals_are_answered_counted_and_leave_the_model_alone(rig, tools):
+    """I11: whatever is wrong with an update gets its own code, again when repeated, and no UPDATE entry."""
+    device = rig.device("pi-2")
+    good = tools.update(1)
+    two = np.array([0, 1])
+    infinite = sparse.SparseTensor(two, two > 0, float("inf"))
+    nan = sparse.SparseTensor(two, two > 0, float("nan"))
+    rest = sparse.SparseTensor(two, two > 0, 0.1)
+
+    def with_tensor(tensor):
+        return sparse.encode(sparse.Update(7, bytes(8), 1, 10, (tensor, rest)))
+
+    cases = [
+        ("bad_crc", damaged(good, 30)),
+        ("bad_frame", good[:-5]),
+        ("bad_frame", b""),
+        ("bad_frame", b"\x00" * 40),
+        ("bad_version", good[:1] + b"\x02" + good[2:]),
+        ("too_large", bytes(500_000)),
+        ("bad_tensors", tools.update(1, sizes=(400,))),
+        ("bad_uid", tools.update(99)),
+        ("not_finite", with_tensor(infinite)),
+        ("not_finite", with_tensor(nan)),
+        ("norm", tools.update(1, scale=1000.0)),
+        ("stale", tools.update(1, base=3)),
+        ("unknown_base", tools.update(1, base=8)),
+        ("resync", sparse.encode(sparse.Update(7, b"\x01" * 8, 1, 10, (rest, rest)))),
+    ]
+    for number, (code, data) in enumerate(cases):
+        # Each case has its own uid; seq 1 in the frame would otherwise be refused first, so epochs differ.
+        uid = topics.Uid("pi-2", "har", f"{number:016x}", 1)
+        for _ in range(2):
+            receipt = device.verdict(uid, data)
+            assert (receipt.verdict, receipt.code) == ("rejected", code), data[:20]
+    foreign = device.uid(1, job="not-mine")
+    assert device.verdict(foreign, good).code == "unknown_job"
+    assert kinds(rig, "pi-2") == [Kind.REJECTION] * (len(cases) + 1)
+    tools.until(lambda: rig.counters().rejected.get("not_finite") == 2, "rejections are counted")
+    assert rig.counters().duplicates == len(cases)
+
+
+def test_ended_job_refuses_even_if_just_ended(rig, tools):
+    """A job that ends refuses updates from then on; one that is new takes them at once."""
+    device = rig.device("pi-3")
+    rig.swing(cells.job_key("har"), cells_job(state="ended"))
+    tools.until(
+        lambda: device.verdict(device.uid(next(SEQ)), tools.update(1)).code == "job_ended", "the job ends"
+    )
+    rig.swing(cells.job_key("new"), cells_job())
+    rig.swing(cells.version_key("new"), b'{"version":7,"manifest":"m","hashes":{"7":"0000000000000000"}}')
+    assert device.verdict(device.uid(5, "new"), tools.update(5)).verdict == "accepted"
+
+
+SEQ = iter(range(1000, 2000))
+
+
+def cells_job(**changes):
+    """A job cell like the rig's with some fields changed."""
+    fields = {"state": "running", "sizes": (400, 30), "norm_max": 10.0, "staleness_max": 3}
+    fields |= {"frame_bytes_max": 400_000} | changes
+    return msgspec.json.encode(cells.JobCell(**fields))
+
+
+def test_lost_chunk_is_asked_for(rig):
+    """I1: when a chunk is lost the device is told which, and the update is accepted once it came."""
+    rig.swing(cells.job_key("big"), cells_job(sizes=(60_000,)))
+    rig.swing(cells.version_key("big"), b'{"version":7,"manifest":"m","hashes":{"7":"0000000000000000"}}')
+    device = rig.device("pi-4")
+    uid = device.uid(1, "big")
+    data = whole_update(1)
+    total = chunks.count(len(data), CHUNK)
+    assert total >= 4
+    for index in reversed(range(total)):
+        if index not in (1, 2):
+            device.send(topics.update(uid, index), chunks.cut(data, index, CHUNK).encode())
+    asked = device.receipt(uid)
+    assert (asked.verdict, asked.missing) == ("incomplete", ((1, 2),))
+    for index in (0, 2, 2, 1):
+        device.send(topics.update(uid, index), chunks.cut(data, index, CHUNK).encode())
+    assert device.receipt(uid).verdict == "accepted"
+    device.send(topics.update(uid, 3), chunks.cut(data, 3, CHUNK).encode())
+    assert device.receipt(uid).verdict == "accepted"
+    assert kinds(rig, "pi-4") == [Kind.UPDATE]
+
+
+def test_damaged_chunk_refuses_the_update(rig):
+    """I11: a chunk with a wrong checksum, index or update is refused as such, and nothing is folded."""
+    rig.swing(cells.job_key("big"), cells_job(sizes=(60_000,)))
+    device = rig.device("pi-5")
+    first, second = (whole_update(seq) for seq in (1, 2))
+    cases = [
+        ("bad_crc", 0, damaged(chunks.cut(first, 0, CHUNK).encode(), 50)),
+        ("bad_chunk", 1, chunks.cut(first, 0, CHUNK).encode()),
+        ("bad_chunk", 0, frame.encode(frame.Kind.CHUNK, b"short")),
+    ]
+    for seq, (code, index, packet) in enumerate(cases):
+        uid = device.uid(seq, "big")
+        device.send(topics.update(uid, index), packet)
+        assert device.receipt(uid).code == code
+    uid = device.uid(9, "big")
+    device.send(topics.update(uid, 0), chunks.cut(first, 0, CHUNK).encode())
+    device.send(topics.update(uid, 1), chunks.cut(second, 1, CHUNK).encode())
+    assert device.receipt(uid).code == "conflict"
+    assert Kind.UPDATE not in kinds(rig, "pi-5")
+
+
+def test_killed_bridge_loses_and_repeats_nothing(rig, tools):
+    """I1: a bridge killed before the commit gets the update again; exactly one entry and its receipt follow."""
+    device = rig.device("pi-6")
+    lock = sqlite3.connect(rig.directory / "fleet.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")  # the bridge receives but cannot commit
+    uids = [device.uid(seq) for seq in range(20)]
+    for uid in uids:
+        device.send(topics.update(uid, 0), tools.update(uid.seq))
+    tools.until(lambda: "update_received" in rig.log_text(), "the bridge has an update")
+    rig.kill_bridge()
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert kinds(rig, "pi-6") == []
+    rig.start_bridge()
+    for uid in uids:
+        assert device.receipt(uid).verdict == "accepted"
+    assert kinds(rig, "pi-6") == [Kind.UPDATE] * 20
+
+
+def test_updates_sent_again_after_a_kill_are_logged_once(rig, tools):
+    """I1: however a kill -9 cuts a stream of updates, sending all of them again leaves one entry each."""
+    device = rig.device("pi-7")
+    uids = [device.uid(seq) for seq in range(60)]
+    for uid in uids:
+        device.send(topics.update(uid, 0), tools.update(uid.seq))
+    device.receipts.get(timeout=10)
+    rig.kill_bridge()
+    rig.start_bridge()
+    answered = set()
+    for uid in uids:
+        device.send(topics.update(uid, 0), tools.update(uid.seq))
+    while len(answered) < 60:
+        receipt = device.receipts.get(timeout=10)
+        assert receipt.verdict == "accepted"
+        answered.add(receipt.uid)
+    assert sorted(e.uid for e in rig.entries("pi-7")) == sorted(map(str, uids))
+
+
+def test_killed_broker_is_survived(rig, tools):
+    """A bridge whose broker was killed connects again, restores retained offers, and goes on."""
+    rig.swing(cells.down_key(topics.offer("all", "har")), b'{"job":"har"}')
+    watcher = rig.device("watcher", topics.offer_filter("all"))
+    watcher.inbox.get(timeout=10)
+    device = rig.device("pi-8")
+    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+    connected = rig.log_text().count("broker_connected")
+    rig.restart_broker()
+    tools.until(lambda: rig.log_text().count("broker_connected") > connected, "the bridge is back")
+    later = rig.device("later", topics.offer_filter("all"))
+    assert later.inbox.get(timeout=10)[:2] == (topics.offer("all", "har"), b'{"job":"har"}')
+    fresh = rig.device("pi-9")
+    assert fresh.verdict(fresh.uid(2), tools.update(2)).verdict == "accepted"
+
+
+def test_downlink_publishes_each_cell_and_resumes(rig):
+    """Offers are retained and cleared with their cell, commands are not, and a restart repeats no command."""
+    device = rig.device("pi-10", topics.command_filter("pi-10"), topics.offer_filter("all"))
+    offer, assign = topics.offer("all", "har"), topics.assign("pi-10", "har")
+    rig.swing(cells.down_key(assign), b"first")
+    rig.swing(cells.down_key(offer), b"offer")
+    assert sorted(device.inbox.get(timeout=10)[:2] for _ in range(2)) == [(offer, b"offer"), (assign, b"first")]
+    assert rig.stop_bridge() == 0
+    late = rig.device("late", "fedfleet/1/c/#", topics.offer_filter("all"))
+    assert late.inbox.get(timeout=10) == (offer, b"offer", True)
+    rig.swing(cells.down_key(assign), b"second")
+    rig.drop(cells.down_key(offer))
+    rig.start_bridge()
+    received = [late.inbox.get(timeout=10)[:2] for _ in range(2)]
+    assert sorted(received) == [(offer, b""), (assign, b"second")]
+    assert late.inbox.empty()
+
+
+def test_oversized_cell_is_never_handed_to_the_broker(rig):
+    """I9: a cell larger than the broker takes is skipped and logged, and what follows it is published."""
+    if rig.broker.kind == "iotcore":
+        pytest.skip("iotcore states no Maximum Packet Size")
+    device = rig.device("pi-11")
+    rig.swing(cells.down_key(topics.assign("pi-11", "a")), bytes(1024 * 1024))
+    rig.swing(cells.down_key(topics.assign("pi-11", "b")), b"small")
+    assert device.inbox.get(timeout=10)[:2] == (topics.assign("pi-11", "b"), b"small")
+    assert "not_published" in rig.log_text()
+    assert rig.log_text().count("broker_connected") == 1
+
+
+def test_blob_is_pulled_in_windows(rig, tools):
+    """A device pulls a blob window by window; unknown ones are answered empty, wrong requests not at all."""
+    data = bytes(range(256)) * 1000
+    digest = rig.call(lambda ports: ports.blobs.put(data))
+    device = rig.device("pi-12")
+    total = chunks.count(len(data), 8192)
+    parts = {}
+    for start in range(0, total, 16):
+        device.send(topics.get("pi-12"), messages.encode(BlobRequest(digest, start, 16, 8192)))
+        for _ in range(min(16, total - start)):
+            topic, payload, _ = device.inbox.get(timeout=10)
+            chunk = chunks.decode(frame.decode(payload)[2])
+            assert topic == topics.blob("pi-12", digest, chunk.index)
+            assert chunk.digest == bytes.fromhex(digest)[:8]
+            parts[chunk.index] = chunk.data
+    assert b"".join(parts[i] for i in range(total)) == data
+    for request in (
+        BlobRequest(digest, 0, 17, 8192),
+        BlobRequest(digest, 0, 1, 1),
+        BlobRequest(digest, -1, 1, 8192),
+        BlobRequest("../x", 0, 1, 8192),
+    ):
+        device.send(topics.get("pi-12"), messages.encode(request))
+    device.send(topics.get("pi-12"), messages.encode(BlobRequest("0" * 64, 0, 1, 8192)))
+    assert device.inbox.get(timeout=10)[:2] == (topics.blob("pi-12", "0" * 64, 0), b"")
+    tools.until(lambda: rig.counters().rejected.get("bad_request") == 4, "wrong requests are counted")
+
+
+def test_events_and_evaluations_reach_the_log(rig, tools):
+    """State, asks and evaluations become entries; what does not parse is counted and kept out."""
+    device = rig.device("pi-13")
+    device.send(topics.state("pi-13"), messages.encode(DeviceState("ready", 1)))
+    device.send(topics.ask("pi-13"), messages.encode(Ask("har", 1, 50)))
+    device.send(topics.ask("pi-13"), b'{"job": 5}')
+    device.send("fedfleet/1/d/pi-13/nonsense", b"")
+    uid = device.uid(1)
+    device.send(topics.evaluation(uid), messages.encode(Evaluation(7, Metrics(10, 0.5, 0.9))))
+    assert device.receipt(uid).verdict == "accepted"
+    future = device.uid(2)
+    device.send(topics.evaluation(future), messages.encode(Evaluation(8, Metrics(10, 0.5, 0.9))))
+    assert device.receipt(future).code == "unknown_base"
+    entries = [e for e in rig.entries("pi-13") if "pi-13" in e.uid]
+    assert [e.kind for e in entries] == [Kind.EVENT, Kind.EVENT, Kind.EVALUATION, Kind.REJECTION]
+    events = [records.decode(records.EventRecord, e.body) for e in entries[:2]]
+    assert [(e.topic, e.device, e.job) for e in events] == [("state", "pi-13", ""), ("ask", "pi-13", "har")]
+    tools.until(lambda: rig.counters().rejected.get("bad_topic") == 1, "the wrong topic is counted")
+    assert rig.counters().rejected["bad_message"] == 1
+
+
+def test_bridge_tells_whether_it_is_up(rig, tools):
+    """The bridge's retained state is up while it runs and down after a stop and after a kill -9."""
+    watcher = rig.device("watcher", topics.SERVICE_FILTER)
+    first = tools.state(watcher.inbox.get(timeout=10)[1])
+    rig.kill_bridge()
+    lost = tools.state(watcher.inbox.get(timeout=10)[1])
+    rig.start_bridge()
+    second = tools.state(watcher.inbox.get(timeout=10)[1])
+    assert rig.stop_bridge() == 0
+    left = tools.state(watcher.inbox.get(timeout=10)[1])
+    assert [s.state for s in (first, lost, second, left)] == ["up", "down", "up", "down"]
+    assert first.conn_seq == lost.conn_seq < second.conn_seq == left.conn_seq
+
+
+def test_older_protocol_is_fallen_back_to(rig, tools):
+    """A broker that speaks MQTT 3.1.1 only is served as well."""
+    if rig.broker.kind != "iotcore":
+        pytest.skip("mosquitto speaks both versions on one port")
+    assert rig.stop_bridge() == 0
+    rig.start_bridge(port=rig.broker.port_v311)
+    device = rig.device("pi-14")
+    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
