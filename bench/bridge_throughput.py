@@ -150,8 +150,12 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
     count = sum(row[2] for row in rows)
     cell = asyncio.run(stored(url))
     print(f"{count} updates of {rows[0][5]} B over {broker.kind} in {wall:.1f} s: {count / wall:.0f} /s")
-    print(f"  CPU s: bridge {cpu['bridge']:.1f}, broker {cpu['broker']:.1f}, loaders {sum(r[4] for r in rows):.1f}")
-    print(f"  bridge: {cpu['bridge'] / count * 1e6:.0f} µs CPU an update; RSS {memory_before:.0f} → {memory:.0f} MB")
+    print(
+        f"  CPU s: bridge {cpu['bridge']:.1f}, broker {cpu['broker']:.1f}, loaders {sum(r[4] for r in rows):.1f}"
+    )
+    print(
+        f"  bridge: {cpu['bridge'] / count * 1e6:.0f} µs CPU an update; RSS {memory_before:.0f} → {memory:.0f} MB"
+    )
     print(f"  accepted {cell.accepted}, duplicates {cell.duplicates}, refused {cell.rejected} {rows[0][3]}")
     if options.profile:
         script = f"import pstats; pstats.Stats({str(directory / 'profile')!r}).sort_stats('tottime').print_stats(28)"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,8 @@ class Link:
         self._reading: Any = None  # the socket that the event loop watches
         self._loop = asyncio.get_running_loop()
         self._paused = False
+        self._unacked: deque[int] = deque()  # messages of this connection, in the order they came
+        self._handled: set[int] = set()  # those of them that may be acknowledged
         self._sent: dict[int, asyncio.Future[None]] = {}
         self.packet_bytes_max: int | None = None  # what the broker takes; None when it states no limit
 
@@ -112,9 +115,18 @@ class Link:
         return message
 
     def ack(self, message: Message) -> None:
-        """Acknowledge a message, unless its connection is gone: then the broker delivers it again."""
-        if message.qos and self._up and message.connection == self._connections:
-            self._client.ack(message.mid, message.qos)
+        """Acknowledge a message, unless its connection is gone: then the broker delivers it again.
+
+        MQTT wants acknowledgements in the order of the messages (rumqttd disconnects who does otherwise), so
+        one that is early waits for those before it.
+        """
+        if not message.qos or not self._up or message.connection != self._connections:
+            return
+        self._handled.add(message.mid)
+        while self._unacked and self._unacked[0] in self._handled:
+            mid = self._unacked.popleft()
+            self._handled.remove(mid)
+            self._client.ack(mid, 1)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> asyncio.Future[None]:
         """Publish at QoS 1; the future is done when the broker has taken it, be it after a reconnect.
@@ -237,6 +249,8 @@ class Link:
             return
         self._connections += 1
         self._up = True
+        self._unacked.clear()
+        self._handled.clear()
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", None)
         self._send_again()
         if self._protocol == paho.MQTTv5:
@@ -262,6 +276,8 @@ class Link:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""  # no topic of ours: it is counted and acknowledged as such
+        if message.qos:
+            self._unacked.append(message.mid)
         self._inbox.put_nowait(
             Message(topic, bytes(message.payload), message.qos, message.mid, self._connections)
         )

@@ -42,7 +42,9 @@ def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE_S) ->
     return value
 
 
-def update(seq: int, scale: float = 0.5, *, base: int = 7, sizes: tuple[int, ...] = SIZES, k: int = 20) -> bytes:
+def update(
+    seq: int, scale: float = 0.5, *, base: int = 7, sizes: tuple[int, ...] = SIZES, k: int = 20
+) -> bytes:
     """An update frame of k values per tensor."""
     tensors = tuple(
         sparse.SparseTensor(np.arange(min(k, s)), np.zeros(min(k, s), dtype=np.bool_), scale) for s in sizes
@@ -81,7 +83,7 @@ class Device:
     def receipt(self, uid: Uid) -> Receipt:
         """The next receipt, which must be for `uid`."""
         receipt = self.receipts.get(timeout=DEADLINE_S)
-        assert receipt.uid == str(uid)
+        assert receipt.uid == str(uid), receipt
         return receipt
 
     def verdict(self, uid: Uid, frame: bytes) -> Receipt:

@@ -214,7 +214,10 @@ def test_downlink_publishes_each_cell_and_resumes(rig):
     offer, assign = topics.offer("all", "har"), topics.assign("pi-10", "har")
     rig.swing(cells.down_key(assign), b"first")
     rig.swing(cells.down_key(offer), b"offer")
-    assert sorted(device.inbox.get(timeout=10)[:2] for _ in range(2)) == [(offer, b"offer"), (assign, b"first")]
+    assert sorted(device.inbox.get(timeout=10)[:2] for _ in range(2)) == [
+        (offer, b"offer"),
+        (assign, b"first"),
+    ]
     assert rig.stop_bridge() == 0
     late = rig.device("late", "fedfleet/1/c/#", topics.offer_filter("all"))
     assert late.inbox.get(timeout=10) == (offer, b"offer", True)
