@@ -110,6 +110,17 @@ class Assignment(Message, frozen=True):
     not_before_s: float = 0.0
 
 
+class VersionNotice(Message, frozen=True):
+    """The newest version of a job, for integrators; hold-out figures are the devices' own, newest known."""
+
+    job: str
+    version: int
+    version_hash: str
+    at: float
+    updates: int
+    accuracy: float | None = None
+
+
 class JobEnd(Message, frozen=True):
     """The job is over for this device; it removes the workspace and says so."""
 

@@ -1,0 +1,159 @@
+"""The FastAPI application around one engine. Errors are problem details (RFC 9457)."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from aggregator import views
+from aggregator.engine import Engine
+from aggregator.errors import AggregatorError, NotFoundError, RefusedError
+from aggregator.spec import JobSpec, parse
+from aggregator.versions import load_manifest, load_model
+from broker_bridge import cells
+from broker_bridge.ports import PortError
+from edge_client.bundle import INFER
+from edge_client.wire.limits import FRAME_BYTES_MAX, JSON_BYTES_MAX
+from firmware_tools.export import export_model
+
+PREFIX = "/api/v1"
+STATUS = {"not_found": 404, "exists": 409, "ended": 409, "too_large": 413, "not_stored": 410}
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """Build the application; `engine` must be running on the same event loop."""
+    app = FastAPI(title="fedfleet", version="1", docs_url=f"{PREFIX}/docs", openapi_url=f"{PREFIX}/openapi.json")
+    app.add_exception_handler(AggregatorError, _problem)
+    app.add_exception_handler(PortError, _problem)
+    _add_service(app, engine)
+    _add_bundles(app, engine)
+    _add_jobs(app, engine)
+    _add_versions(app, engine)
+    return app
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    code = error.code if isinstance(error, RefusedError) else "internal"
+    status = STATUS.get(code, 422) if isinstance(error, RefusedError) else 500
+    body = {"type": "about:blank", "title": code, "status": status, "code": code, "detail": str(error)}
+    return JSONResponse(body, status, media_type="application/problem+json")
+
+
+async def _body(request: Request, bytes_max: int) -> bytes:
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > bytes_max:
+            raise RefusedError("too_large", f"the body is over {bytes_max} B")
+    return bytes(data)
+
+
+def _add_service(app: FastAPI, engine: Engine) -> None:
+    @app.get(f"{PREFIX}/health")
+    async def health() -> dict[str, Any]:
+        """Answers when the engine works; `bridge` holds the bridge's counters, null before its first."""
+        _, value = await engine.ports.heads.load(f"{cells.BRIDGE_PREFIX}main")
+        bridge = msgspec.to_builtins(msgspec.json.decode(value, type=cells.BridgeCell)) if value else None
+        return {"status": "ok", "jobs": len(engine.jobs), "devices": len(engine.fleet.devices), "bridge": bridge}
+
+    @app.get(f"{PREFIX}/devices")
+    async def devices(state: str | None = None) -> dict[str, Any]:
+        """All devices, by id; `state` filters on ready, disconnected, lost or unknown."""
+        found = [r for _, r in sorted(engine.fleet.devices.items()) if state in (None, r.state)]
+        return {"devices": [views.device(record) for record in found]}
+
+    @app.get(f"{PREFIX}/devices/{{device}}")
+    async def device(device: str) -> dict[str, Any]:
+        """One device."""
+        record = engine.fleet.devices.get(device)
+        if record is None:
+            raise NotFoundError(f"no device named {device} ever spoke")
+        return views.device(record)
+
+
+def _add_bundles(app: FastAPI, engine: Engine) -> None:
+    @app.post(f"{PREFIX}/bundles", status_code=201, openapi_extra=_binary_body("a training bundle"))
+    async def upload(request: Request) -> dict[str, Any]:
+        """Store a training bundle; the same bundle again is harmless."""
+        data = await _body(request, FRAME_BYTES_MAX)
+        bundle, digest = await engine.shelf.add(data)
+        return {"digest": digest, "manifest": msgspec.to_builtins(bundle.manifest)}
+
+    @app.get(f"{PREFIX}/bundles/{{digest}}")
+    async def show(digest: str) -> dict[str, Any]:
+        """The manifest of a stored bundle."""
+        bundle, ref = await engine.shelf.open(digest)
+        return {"digest": ref.digest, "size": ref.size, "manifest": msgspec.to_builtins(bundle.manifest)}
+
+
+def _add_jobs(app: FastAPI, engine: Engine) -> None:
+    @app.post(f"{PREFIX}/jobs", status_code=201, openapi_extra=_json_body(JobSpec))
+    async def start(request: Request) -> dict[str, Any]:
+        """Start a job; what is not built yet is refused with code `unsupported`."""
+        spec = parse(await _body(request, JSON_BYTES_MAX))
+        await engine.create(spec)
+        return views.job(engine, spec.name)
+
+    @app.get(f"{PREFIX}/jobs")
+    async def jobs() -> dict[str, Any]:
+        """All jobs, by name."""
+        return {"jobs": [views.job(engine, name) for name in sorted(engine.jobs)]}
+
+    @app.get(f"{PREFIX}/jobs/{{name}}")
+    async def job(name: str) -> dict[str, Any]:
+        """One job."""
+        return views.job(engine, name)
+
+    @app.post(f"{PREFIX}/jobs/{{name}}/stop")
+    async def stop(name: str) -> dict[str, Any]:
+        """End a job; devices remove its workspace."""
+        await engine.end(name, "stopped by a person")
+        return views.job(engine, name)
+
+
+def _add_versions(app: FastAPI, engine: Engine) -> None:
+    @app.get(f"{PREFIX}/jobs/{{name}}/versions")
+    async def versions(name: str) -> dict[str, Any]:
+        """All versions of a job with their figures, oldest first."""
+        job = views.find_job(engine, name)
+        return {"versions": [views.version(job, record) for record in job.history.records]}
+
+    @app.get(f"{PREFIX}/jobs/{{name}}/versions/{{number}}")
+    async def version(name: str, number: int) -> dict[str, Any]:
+        """One version."""
+        job = views.find_job(engine, name)
+        if not 0 <= number <= job.version:
+            raise NotFoundError(f"job {name} has versions 0 to {job.version}")
+        return views.version(job, job.history.records[number])
+
+    @app.get(f"{PREFIX}/jobs/{{name}}/model", response_class=Response)
+    async def model(
+        name: str,
+        version: int | None = None,
+        kind: Annotated[str, Query(alias="format", pattern="^(fp32|int8)$")] = "fp32",
+    ) -> Response:
+        """The model of a version (the newest, unless named) as an ONNX inference model."""
+        job = views.find_job(engine, name)
+        number = job.version if version is None else version
+        manifest = job.recent.get(number)
+        if manifest is None:
+            kept = ", ".join(str(v) for v in sorted(job.recent))
+            raise RefusedError("not_stored", f"version {number} of {name} is not stored; these are: {kept}")
+        stored = await load_manifest(engine.ports.blobs, job.history.records[number].manifest)
+        values = await load_model(engine.ports.blobs, stored, job.bundle.sizes)
+        bundle, _ = await engine.shelf.open(job.bundle_ref.digest)
+        data = export_model(bundle.member(INFER), bundle.manifest, values, format=kind)
+        headers = {"X-Fedfleet-Version": str(number)}
+        return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+def _binary_body(what: str) -> dict[str, Any]:
+    schema = {"type": "string", "format": "binary", "description": what}
+    return {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": schema}}}}
+
+
+def _json_body(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    (reference,), parts = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    schema = {**reference, "$defs": parts}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

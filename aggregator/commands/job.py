@@ -1,0 +1,192 @@
+"""`fedfleet job`: start jobs, look at them, stop them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from aggregator.client import Api
+from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
+from aggregator.spec import EndSpec, TrainingSpec
+
+WATCH_INTERVAL_S = 1.0
+
+
+@click.group(epilog=EXIT_CODES)
+def job() -> None:
+    """Start, watch and stop training jobs."""
+
+
+@job.command(
+    epilog="Example: fedfleet job start --bundle exercise.bundle --name exercise --dataset wrist-imu "
+    "--versions 50\n\n" + EXIT_CODES
+)
+@click.option("--bundle", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+@click.option("--name", required=True, help="Name of the job: a-z, 0-9 and '-'.")
+@click.option("--dataset", required=True, help="Data set that devices must have declared.")
+@click.option("--cohort", default="all", show_default=True, help="Devices that get the offer.")
+@click.option("--strategy", default="fedbuff", show_default=True, help="How updates are aggregated.")
+@click.option("--buffer-size", type=int, help="Updates a new version is made of.")
+@click.option("--concurrency", type=int, help="Devices that train at the same time.")
+@click.option("--max-wait", "max_wait_s", type=float, help="Commit a part-full buffer after so many seconds.")
+@click.option("--staleness-max", type=int, help="Versions an update's base may be behind.")
+@click.option("--steps", type=int, help="Local optimiser steps of one update.")
+@click.option("--learning-rate", type=float, help="Local learning rate; the bundle's unless given.")
+@click.option("--density", type=float, help="Share of parameters an update carries.")
+@click.option("--versions", "versions_max", type=int, help="End after so many versions.")
+@click.option("--deadline", "deadline_s", type=float, help="End after so many seconds.")
+@click.option("--target-accuracy", type=float, help="End at this accuracy on the devices' hold-outs.")
+@click.option("--patience", type=int, help="End after so many versions without a better hold-out accuracy.")
+@click.option("--spec", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON file of further fields.")
+@server_option
+@json_option
+@shows_refusals
+def start(bundle: Path, spec: Path | None, server: str, *, as_json: bool, **options: Any) -> None:
+    """Upload a bundle and start a job on it."""
+    fields = _fields(spec, options)
+    with Api(server) as api:
+        fields["bundle"] = api.upload(bundle.read_bytes())
+        started = api.start(fields)
+    if as_json:
+        print_json(started)
+    else:
+        click.echo(f"job {started['name']} started: {started['parameters']:,} parameters, offered to {started['spec']['cohort']}")
+
+
+@job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)
+@server_option
+@json_option
+@shows_refusals
+def list_jobs(server: str, *, as_json: bool) -> None:
+    """List all jobs."""
+    with Api(server) as api:
+        jobs = api.jobs()
+    if as_json:
+        print_json(jobs)
+        return
+    table = Table("job", "state", "version", "accuracy", "updates", "training", "reason")
+    for found in jobs:
+        table.add_row(
+            found["name"],
+            found["state"],
+            str(found["version"]),
+            _percent(found["accuracy"]),
+            str(found["updates"]),
+            str(found["training"]),
+            found["reason"],
+        )
+    Console().print(table if jobs else "no jobs yet; start one with: fedfleet job start")
+
+
+@job.command(epilog="Example: fedfleet job show exercise\n\n" + EXIT_CODES)
+@click.argument("name")
+@server_option
+@json_option
+@shows_refusals
+def show(name: str, server: str, *, as_json: bool) -> None:
+    """Show one job and its newest versions."""
+    with Api(server) as api:
+        found, versions = api.job(name), api.versions(name)
+    if as_json:
+        print_json({**found, "versions": versions})
+        return
+    console = Console()
+    console.print(summary(found))
+    console.print(newest(versions))
+
+
+@job.command(epilog="Example: fedfleet job watch exercise\n\n" + EXIT_CODES)
+@click.argument("name")
+@server_option
+@shows_refusals
+def watch(name: str, server: str) -> None:
+    """Watch a job live until it ends."""
+    with Api(server) as api, Live(console=Console(), refresh_per_second=4) as live:
+        while True:
+            found, versions = api.job(name), api.versions(name)
+            grid = Table.grid()
+            grid.add_row(summary(found))
+            grid.add_row(newest(versions))
+            live.update(grid)
+            if found["state"] == "ended":
+                return
+            time.sleep(WATCH_INTERVAL_S)
+
+
+@job.command(epilog="Example: fedfleet job stop exercise\n\n" + EXIT_CODES)
+@click.argument("name")
+@server_option
+@json_option
+@shows_refusals
+def stop(name: str, server: str, *, as_json: bool) -> None:
+    """End a job; its devices remove the workspace."""
+    with Api(server) as api:
+        stopped = api.stop(name)
+    if as_json:
+        print_json(stopped)
+    else:
+        click.echo(f"job {name} ended at version {stopped['version']}")
+
+
+def summary(found: dict[str, Any]) -> Table:
+    """A job's figures as a table."""
+    table = Table.grid(padding=(0, 2))
+    rejected = ", ".join(f"{n} {code}" for code, n in sorted(found["rejected"].items())) or "none"
+    rows = (
+        ("job", f"{found['name']} ({found['state']}{': ' if found['reason'] else ''}{found['reason']})"),
+        ("version", f"{found['version']}, best {found['best_version']}"),
+        ("hold-out accuracy", _percent(found["accuracy"])),
+        ("updates", f"{found['updates']} folded, {found['buffered']} buffered, rejected: {rejected}"),
+        ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
+        ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
+        ("bytes up", f"{found['bytes_up']:,}"),
+    )
+    for label, value in rows:
+        table.add_row(f"[bold]{label}[/bold]", value)
+    return table
+
+
+def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
+    """The newest versions as a table."""
+    table = Table("version", "updates", "staleness", "hold-out", "loss", "delta", "key-frame")
+    for version in versions[-count:]:
+        staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
+        loss = "" if version["loss"] is None else f"{version['loss']:.4f}"
+        table.add_row(
+            str(version["version"]),
+            str(version["updates"]),
+            staleness,
+            _percent(version["accuracy"]),
+            loss,
+            f"{version['bytes_delta']:,} B",
+            f"{version['bytes_keyframe']:,} B",
+        )
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _fields(spec: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if spec is not None:
+        try:
+            fields = msgspec.json.decode(spec.read_bytes(), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise click.ClickException(f"{spec}: {error}") from error
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name in TrainingSpec.__struct_fields__:
+            fields.setdefault("training", {})[name] = value
+        elif name in EndSpec.__struct_fields__:
+            fields.setdefault("end", {})[name] = value
+        else:
+            fields[name] = value
+    return fields

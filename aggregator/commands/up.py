@@ -1,0 +1,87 @@
+"""`fedfleet up`: the whole server on one machine."""
+
+import time
+from pathlib import Path
+
+import click
+
+from aggregator.client import Api, ApiError
+from aggregator.commands.common import EXIT_CODES, json_option, print_json
+from aggregator.supervise import POLL_S, Supervisor, SupervisorError, until_signalled
+from broker_bridge.broker import BrokerError
+
+READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small machine ten times that
+
+
+@click.command(epilog="Example: fedfleet up --state-dir ./fleet\n\n" + EXIT_CODES)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("fedfleet-state"),
+    show_default=True,
+    help="Directory of everything that survives a restart.",
+)
+@click.option("--port", default=8080, show_default=True, help="Port of the HTTP API, on loopback.")
+@click.option("--mqtt-port", default=1883, show_default=True, help="Port of the MQTT broker, on loopback.")
+@click.option(
+    "--broker",
+    type=click.Choice(["auto", "mosquitto", "iotcore"]),
+    default="auto",
+    show_default=True,
+    help="auto: mosquitto when it is installed, else iotcore.",
+)
+@json_option
+def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool) -> None:
+    """Run broker, bridge and aggregator with its API until Ctrl+C or SIGTERM.
+
+    Stopping and starting again with the same --state-dir goes on where it was.
+    """
+    with until_signalled() as signals:
+        supervisor = Supervisor(state_dir, port, mqtt_port, broker)
+        try:
+            supervisor.start()
+            _wait_ready(supervisor, signals)
+            if not signals:
+                _say(supervisor, as_json=as_json)
+            while not signals:
+                supervisor.tend()
+                time.sleep(POLL_S)
+        except (SupervisorError, BrokerError) as error:
+            raise click.ClickException(str(error)) from error
+        finally:
+            supervisor.stop()
+
+
+def _wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
+    deadline = time.monotonic() + READY_S
+    with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
+        while not signals:
+            try:
+                api.health()
+            except ApiError as error:
+                if time.monotonic() > deadline:
+                    raise SupervisorError(
+                        f"the aggregator did not answer in {READY_S:g} s; its log is "
+                        f"{supervisor.state_dir / 'aggregator.log'} ({error})"
+                    ) from error
+            else:
+                return
+            supervisor.tend()
+            time.sleep(POLL_S)
+
+
+def _say(supervisor: Supervisor, *, as_json: bool) -> None:
+    assert supervisor.broker is not None
+    facts = {
+        "api": f"http://127.0.0.1:{supervisor.http_port}/api/v1",
+        "mqtt": f"127.0.0.1:{supervisor.broker.port}",
+        "mqtt_v311": f"127.0.0.1:{supervisor.broker.port_v311}",
+        "broker": supervisor.broker.kind,
+        "state_dir": str(supervisor.state_dir),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:10} {value}")
+    click.echo("ready; Ctrl+C stops it")

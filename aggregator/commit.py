@@ -1,0 +1,34 @@
+"""The commit: a full buffer and the current model make the next model. Pure, elementwise float64 (I2)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from aggregator.fold import FRACTION_BITS, Fold
+from edge_client.wire.grid import GRID_MAX, Grid
+
+
+def commit(
+    grid: Sequence[Grid],
+    step_exps: Sequence[int],
+    fold: Fold,
+    weights: Mapping[int, float],
+    server_lr: float,
+) -> tuple[Grid, ...]:
+    """The model after x ← x + server_lr · Σ_base s(base) · S_base / Z, rounded to the grid (ties to even).
+
+    `weights` maps each base version to s(τ); bases are added in ascending order, so the float64 result is
+    the same wherever it is computed. Z is the buffer's total weight, stale or not (FedBuff, alg. 1: divide
+    by K). Values saturate at ±(2**31 - 1) grid steps.
+    """
+    total = np.zeros(sum(len(values) for values in grid), dtype=np.float64)
+    for base in sorted(fold.buckets):
+        total += weights[base] * fold.buckets[base].sums.astype(np.float64)
+    total *= server_lr / fold.weight
+    out = []
+    start = 0
+    for values, step_exp in zip(grid, step_exps, strict=True):
+        move = np.rint(np.ldexp(total[start : start + len(values)], -step_exp - FRACTION_BITS))
+        out.append(np.clip(values + move, -GRID_MAX, GRID_MAX).astype(np.int32))
+        start += len(values)
+    return tuple(out)

@@ -1,0 +1,41 @@
+"""What the aggregator wants said to devices: cells under `down/` that the bridge publishes."""
+
+from broker_bridge import cells
+from broker_bridge.ports import Conflict, Heads
+from edge_client.wire.messages import Message, encode
+
+
+class Downlink:
+    """Sets and drops the cells of topics. A cell holds a topic's newest payload, so what is said twice is
+    said once, and what a restarted bridge has not published yet is not lost.
+    """
+
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+        self._revisions: dict[str, int] = {}
+
+    async def say(self, topic: str, message: Message) -> None:
+        """Have `message` published to `topic`."""
+        await self._set(cells.down_key(topic), encode(message))
+
+    async def clear(self, topic: str) -> None:
+        """Have a retained topic cleared."""
+        await self._set(cells.down_key(topic), b"")
+
+    async def drop(self, topic: str) -> None:
+        """Forget what was said to a topic; nothing is published on a topic that is not retained."""
+        key = cells.down_key(topic)
+        revision, _ = await self._heads.load(key)
+        self._revisions.pop(key, None)
+        if revision:
+            await self._heads.drop(key, revision)
+
+    async def _set(self, key: str, value: bytes) -> None:
+        expected = self._revisions.get(key)
+        if expected is None:
+            expected, _ = await self._heads.load(key)
+        try:
+            self._revisions[key] = await self._heads.swing(key, expected, value)
+        except Conflict:
+            self._revisions.pop(key, None)
+            raise

@@ -1,0 +1,199 @@
+"""The aggregator's loop: read the log in order, feed the jobs, perform what they decide.
+
+One task does all of this, so a job is never seen half-changed; the API calls the same object between steps.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from aggregator.downlink import Downlink
+from aggregator.errors import NotFoundError, RefusedError
+from aggregator.fleet import Fleet
+from aggregator.intake import Intake
+from aggregator.job import Job
+from aggregator.jobstore import BundleShelf, JobRecord, JobStore
+from aggregator.memo import Memo, MemoStore
+from aggregator.spec import JobSpec
+from broker_bridge.ports import Conflict, Ports
+from edge_client.wire import topics
+from edge_client.wire.messages import JobEnd
+
+READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
+MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
+TRIM_INTERVAL_S = 30.0  # folded entries stay this long; trimming at each memo would double the writes
+TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
+
+log = structlog.get_logger()
+
+
+class Engine:
+    """All jobs of one engine URL."""
+
+    def __init__(self, ports: Ports, cache: Path, clock: Callable[[], float] = time.time) -> None:
+        self.ports = ports
+        self.shelf = BundleShelf(ports, cache)
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self.ready = asyncio.Event()
+
+    async def load(self) -> None:
+        """Take up the stored state; also after another engine won a race."""
+        self.store = JobStore(self.ports, self.shelf)
+        self._memos = MemoStore(self.ports.heads, self.ports.blobs)
+        self._downlink = Downlink(self.ports.heads)
+        memo = await self._memos.load()
+        self.fleet = Fleet(memo.devices)
+        self.jobs: dict[str, Job] = await self.store.load(memo.jobs)
+        self._memo_offsets = {p: memo.offsets.get(p, 0) for p in range(self.ports.partitions)}
+        self.cursor = {
+            p: min([self._memo_offsets[p], *(job.folded.get(p, 0) for job in self.jobs.values())])
+            for p in range(self.ports.partitions)
+        }
+        self._memo_at = self._trim_at = 0.0
+        self._dirty = False
+        self._intake = Intake(self.fleet, self.jobs, self.store.records)
+        for job in self.jobs.values():
+            await self._announce(job)
+        self.ready.set()
+
+    async def run(self) -> None:
+        """Work until `stop`; a lost race reloads."""
+        await self.load()
+        while not self._stopping.is_set():
+            try:
+                await self._step()
+                await self._wait()
+            except Conflict as error:
+                log.warning("engine.lost_race", error=str(error))
+                await self.load()
+        await self._save_memo()
+
+    def stop(self) -> None:
+        """Ask `run` to end after its current step."""
+        self._stopping.set()
+
+    # -- what people ask -----------------------------------------------------------------------------
+
+    async def create(self, spec: JobSpec) -> JobRecord:
+        """Start a job and offer it; raise RefusedError."""
+        job = await self.store.create(spec, self._clock())
+        job.folded = dict(self.cursor)
+        self.jobs[spec.name] = job
+        await self._announce(job)
+        self._dirty = True
+        log.info("job.started", job=spec.name, parameters=job.bundle.parameters)
+        return self.store.records[spec.name]
+
+    async def end(self, name: str, reason: str) -> JobRecord:
+        """End a job: withdraw the offer, tell its devices, and commit what is buffered."""
+        job = self.jobs.get(name)
+        if job is None:
+            raise NotFoundError(f"no job named {name}")
+        if self.store.records[name].state == "ended":
+            raise RefusedError("ended", f"job {name} has ended already: {self.store.records[name].reason}")
+        await self.store.end(job, reason, self._clock())
+        log.info("job.ended", job=name, reason=reason, version=job.version)
+        await self._announce(job)
+        for device in sorted(job.participants):
+            await self._say_end(device, name)
+        self._dirty = True
+        return self.store.records[name]
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    async def _step(self) -> None:
+        for partition in range(self.ports.partitions):
+            entries = await self.ports.log.read(partition, self.cursor[partition], READ_LIMIT)
+            for entry in entries:
+                fresh = entry.offset > self._memo_offsets[partition]
+                intake = self._intake.take(partition, entry, fresh=fresh)
+                self.cursor[partition] = entry.offset
+                self._dirty = True
+                for device, name in intake.ends:
+                    await self._say_end(device, name)
+                for device, name in intake.left:
+                    await self._downlink.drop(topics.end(device, name))
+                    await self._downlink.drop(topics.assign(device, name))
+                if intake.job is not None:
+                    await self._commit_due(intake.job)
+        now = self._clock()
+        for job in list(self.jobs.values()):
+            await self._commit_due(job)
+            if self.store.records[job.spec.name].state == "running":
+                await self._lead(job, now)
+        if self._dirty and now - self._memo_at >= MEMO_INTERVAL_S:
+            await self._save_memo()
+
+    async def _lead(self, job: Job, now: float) -> None:
+        reason = job.over(now)
+        if reason is not None:
+            await self.end(job.spec.name, reason)
+            return
+        granted = job.grant(now)
+        self._dirty |= bool(granted)
+        await asyncio.gather(
+            *(self._downlink.say(topics.assign(device, job.spec.name), a) for device, a in granted)
+        )
+
+    async def _commit_due(self, job: Job) -> None:
+        draining = self.store.records[job.spec.name].state == "ended"
+        if not job.due(self._clock(), draining=draining):
+            return
+        sealed = job.seal(self._clock(), self.cursor)
+        await self.store.commit(job, sealed)
+        await self._downlink.say(topics.version(job.spec.cohort, job.spec.name), job.notice())
+        log.info(
+            "version.committed",
+            job=job.spec.name,
+            version=job.version,
+            updates=sum(sealed.manifest.bases.values()),
+            bases=sealed.manifest.bases,
+        )
+
+    async def _announce(self, job: Job) -> None:
+        name, cohort = job.spec.name, job.spec.cohort
+        if self.store.records[name].state == "running":
+            await self._downlink.say(topics.offer(cohort, name), job.offer())
+        else:
+            await self._downlink.clear(topics.offer(cohort, name))
+        await self._downlink.say(topics.version(cohort, name), job.notice())
+
+    async def _say_end(self, device: str, name: str) -> None:
+        record = self.store.records.get(name)
+        reason = record.reason if record else "this server knows no such job"
+        await self._downlink.say(topics.end(device, name), JobEnd(job=name, reason=reason))
+
+    async def _save_memo(self) -> None:
+        self._memo_at = self._clock()
+        self._dirty = False
+        memo = Memo(
+            offsets=dict(self.cursor),
+            devices=self.fleet.devices,
+            jobs={name: job.memo(self.cursor) for name, job in self.jobs.items()},
+        )
+        await self._memos.save(memo)
+        if self._memo_at - self._trim_at < TRIM_INTERVAL_S:
+            return
+        self._trim_at = self._memo_at
+        for partition in range(self.ports.partitions):
+            unread = [j.folded.get(partition, 0) for j in self.jobs.values() if j.buffered]
+            await self.ports.log.trim(partition, min([self.cursor[partition], *unread]) + 1)
+
+    async def _wait(self) -> None:
+        waits = [
+            asyncio.create_task(self.ports.log.wait(partition, offset))
+            for partition, offset in self.cursor.items()
+        ]
+        stop = asyncio.create_task(self._stopping.wait())
+        done, pending = await asyncio.wait(
+            [*waits, stop], timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for task in done:
+            task.result()

@@ -1,0 +1,59 @@
+"""The fold: updates become integer sums per base version, so order, shards and replay cannot matter (I2).
+
+Every float16 scale is a whole multiple of 2**-24, so a sum in units of 2**-24 is exact: no rounding, and
+the same bytes whatever the order. Job validation keeps the sums below 2**63 (spec.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_client.wire.sparse import Update
+
+FRACTION_BITS = 24  # the smallest float16 is 2**-24
+Weighting = Literal["uniform", "samples"]
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Sums of the updates trained from one base version: Σ weight · update, in units of 2**-24, flat int64."""
+
+    sums: npt.NDArray[np.int64]
+    weight: int = 0
+    count: int = 0
+
+
+class Fold:
+    """The buffer of a job: one bucket a base version."""
+
+    def __init__(self, sizes: Sequence[int], weighting: Weighting) -> None:
+        self._offsets = [int(offset) for offset in np.cumsum([0, *sizes])]
+        self._weighting = weighting
+        self.buckets: dict[int, Bucket] = {}
+
+    @property
+    def count(self) -> int:
+        """Updates in the buffer."""
+        return sum(bucket.count for bucket in self.buckets.values())
+
+    @property
+    def weight(self) -> int:
+        """Sum of their weights: updates or samples."""
+        return sum(bucket.weight for bucket in self.buckets.values())
+
+    def add(self, update: Update) -> None:
+        """Add one update to the bucket of its base version."""
+        bucket = self.buckets.get(update.base_version)
+        if bucket is None:
+            bucket = Bucket(np.zeros(self._offsets[-1], dtype=np.int64))
+            self.buckets[update.base_version] = bucket
+        weight = max(1, update.n_samples) if self._weighting == "samples" else 1
+        for tensor, start in zip(update.tensors, self._offsets[:-1], strict=True):
+            value = int(tensor.scale * 2**FRACTION_BITS) * weight
+            # Indices of a tensor are distinct, so a plain indexed addition reaches each value once.
+            bucket.sums[tensor.indices + start] += np.where(tensor.negative, -value, value)
+        bucket.weight += weight
+        bucket.count += 1

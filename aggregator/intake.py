@@ -1,0 +1,109 @@
+"""What one log entry means for the fleet and its job. Pure.
+
+Replay after a restart begins at the oldest offset that anything needs: updates are skipped below a job's
+folded offset, everything else below the memo's (`fresh` is False).
+"""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from aggregator.fleet import Fleet
+from aggregator.job import Job
+from aggregator.jobstore import JobRecord
+from broker_bridge.ports import Entry, Kind
+from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
+from edge_client.wire.messages import Ask, DeviceInfo, DeviceState, Evaluation, TaskStatus, decode
+from edge_client.wire.topics import Uid
+
+UNKNOWN_JOB = "unknown"
+
+
+@dataclass(slots=True)
+class Taken:
+    """What follows from an entry: `job` got an update; `ends` are to be told; `left` removed a workspace."""
+
+    job: Job | None = None
+    ends: list[tuple[str, str]] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Intake:
+    """Applies entries to fleet and jobs, which it shares with the engine."""
+
+    def __init__(self, fleet: Fleet, jobs: dict[str, Job], records: dict[str, JobRecord]) -> None:
+        self._fleet = fleet
+        self._jobs = jobs
+        self._records = records
+
+    def take(self, partition: int, entry: Entry, *, fresh: bool) -> Taken:
+        """Apply one entry."""
+        taken = Taken()
+        if entry.kind is Kind.UPDATE:
+            self._update(partition, entry, taken, fresh=fresh)
+        elif fresh and entry.kind is Kind.EVALUATION:
+            self._evaluation(entry)
+        elif fresh and entry.kind is Kind.REJECTION:
+            self._rejection(entry)
+        elif fresh and entry.kind is Kind.EVENT:
+            self._event(entry, taken)
+        return taken
+
+    def _update(self, partition: int, entry: Entry, taken: Taken, *, fresh: bool) -> None:
+        uid = Uid.parse(entry.uid)
+        record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
+        if fresh:
+            self._fleet.task(uid.device, uid.job, record.at).accepted += 1
+        job = self._jobs[uid.job]
+        if entry.offset > job.folded.get(partition, 0):
+            job.update(uid.device, record.frame, record.wire_bytes, record.at)
+            taken.job = job
+
+    def _evaluation(self, entry: Entry) -> None:
+        uid = Uid.parse(entry.uid)
+        record = msgspec.msgpack.decode(entry.body, type=EvaluationRecord)
+        self._fleet.device(uid.device, record.at)
+        self._jobs[uid.job].history.evaluated(decode(Evaluation, record.payload))
+
+    def _rejection(self, entry: Entry) -> None:
+        uid = Uid.parse(entry.uid)
+        record = msgspec.msgpack.decode(entry.body, type=RejectionRecord)
+        # A name nobody offered is counted as one, so that made-up names cannot fill the memory (I6).
+        name = uid.job if uid.job in self._jobs else UNKNOWN_JOB
+        task = self._fleet.task(uid.device, name, record.at)
+        task.rejected[record.code] = task.rejected.get(record.code, 0) + 1
+        if uid.job in self._jobs:
+            self._jobs[uid.job].leases.release(uid.device)
+
+    def _event(self, entry: Entry, taken: Taken) -> None:
+        record = msgspec.msgpack.decode(entry.body, type=EventRecord)
+        device, at = record.device, record.at
+        if record.topic == "state":
+            self._state(device, decode(DeviceState, record.payload), at, taken)
+        elif record.topic == "info":
+            self._fleet.device(device, at).info = decode(DeviceInfo, record.payload)
+        elif record.topic == "ask":
+            ask = decode(Ask, record.payload)
+            self._fleet.device(device, at)
+            if self._running(ask.job):
+                self._jobs[ask.job].ask(device, ask, at)
+            else:
+                taken.ends.append((device, ask.job))
+        else:
+            status = decode(TaskStatus, record.payload)
+            if record.job in self._jobs:
+                self._fleet.status(device, record.job, status, at)
+            if status.state == "ended":
+                taken.left.append((device, record.job))
+            if status.state in ("failed", "declined", "ended") and record.job in self._jobs:
+                self._jobs[record.job].leases.forget(device)
+
+    def _state(self, device: str, state: DeviceState, at: float, taken: Taken) -> None:
+        if not self._fleet.state(device, state, at):
+            return
+        if state.state == "ready":
+            taken.ends.extend((device, job) for job in state.jobs if not self._running(job))
+
+    def _running(self, name: str) -> bool:
+        record = self._records.get(name)
+        return record is not None and record.state == "running"

@@ -1,0 +1,274 @@
+"""One job's state and decisions: fold, lease, commit, end. Pure; time comes in as `now` (Unix seconds).
+
+`engine.py` feeds it the log in order and performs what it decides.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+
+import msgspec
+
+from aggregator import ending, staleness
+from aggregator.commit import commit
+from aggregator.fold import FRACTION_BITS, Fold
+from aggregator.history import History
+from aggregator.leases import Lease, Leases, Waiting
+from aggregator.spec import JobSpec
+from aggregator.versions import VersionManifest, reference
+from edge_client.bundle import Manifest
+from edge_client.wire import grid, sparse
+from edge_client.wire.grid import Grid
+from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
+from edge_client.wire.messages import Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
+
+VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
+
+
+class JobMemo(msgspec.Struct):
+    """What a restart cannot learn from manifests; written with the log offsets it includes.
+
+    `folded` is given when the buffer was empty: no update of this job up to there is left to fold.
+    """
+
+    folded: dict[int, int] = {}
+    waiting: dict[str, Waiting] = {}
+    held: dict[str, Lease] = {}
+    holdouts: dict[int, tuple[int, float, float, int]] = {}  # version → n, correct, loss sum, devices
+    participants: list[str] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A version ready to be stored: blobs first, then the manifest, then the head."""
+
+    manifest: VersionManifest
+    model: tuple[Grid, ...]
+    keyframe: bytes
+    delta: bytes
+
+
+@dataclass(slots=True)
+class Buffer:
+    """What was folded since the last commit."""
+
+    fold: Fold
+    first_at: float = 0.0
+    devices: list[str] = field(default_factory=list)
+    bytes_up: int = 0
+
+
+class Job:
+    """A running or draining job at its newest version."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        bundle: Manifest,
+        bundle_ref: BlobRef,
+        created_at: float,
+        head: tuple[str, VersionManifest, tuple[Grid, ...]],
+    ) -> None:
+        self.spec = spec
+        self.bundle = bundle
+        self.bundle_ref = bundle_ref
+        self.created_at = created_at
+        self.digest, self.manifest, self.model = head
+        self.recent: dict[int, VersionManifest] = {self.manifest.version: self.manifest}
+        self.history = History()
+        self.leases = Leases()
+        self.participants: set[str] = set()
+        self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
+        self._buffer = Buffer(Fold(bundle.sizes, spec.weighting))
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self.manifest.version
+
+    @property
+    def buffered(self) -> int:
+        """Updates folded since the last commit."""
+        return self._buffer.fold.count
+
+    @property
+    def fold(self) -> Fold:
+        """The buffer's integer sums."""
+        return self._buffer.fold
+
+    # -- what the log says ---------------------------------------------------------------------------
+
+    def update(self, device: str, frame: bytes, wire_bytes: int, at: float) -> int:
+        """Fold one admitted update and free its device's place; return its staleness τ now."""
+        update = sparse.decode(frame, self.bundle.sizes)
+        buffer = self._buffer
+        if not buffer.devices:
+            buffer.first_at = at
+        buffer.fold.add(update)
+        buffer.devices.append(device)
+        buffer.bytes_up += wire_bytes
+        self.leases.release(device)
+        return self.version - update.base_version
+
+    def ask(self, device: str, ask: Ask, at: float) -> None:
+        """A device is willing to train."""
+        self.participants.add(device)
+        self.leases.ask(device, ask, at)
+
+    # -- what follows --------------------------------------------------------------------------------
+
+    def due(self, now: float, *, draining: bool) -> bool:
+        """True when the buffer is to be committed: full, waiting too long, or the job is over."""
+        if not self.buffered:
+            return False
+        waited = now - self._buffer.first_at >= self.spec.max_wait_s
+        return draining or waited or self.buffered >= self.spec.buffer_size
+
+    def seal(self, now: float, cursor: dict[int, int]) -> Sealed:
+        """Make the next version of the buffer, which holds this job's updates up to `cursor`."""
+        spec, fold = self.spec, self._buffer.fold
+        weights = {
+            base: staleness.polynomial(self.version - base, spec.staleness_exponent, spec.staleness_max)
+            for base in sorted(fold.buckets)
+        }
+        model = commit(
+            self.model, [t.step_exp for t in self.bundle.tensors], fold, weights, spec.server_lr
+        )
+        number = self.version + 1
+        keyframe = grid.encode_keyframe(number, model)
+        delta = grid.encode_delta(number, self.version, model, self.model)
+        manifest = VersionManifest(
+            job=spec.name,
+            version=number,
+            parent=self.digest,
+            at=now,
+            model_hash=grid.model_hash(model).hex(),
+            keyframe=reference(keyframe),
+            delta=reference(delta),
+            included={p: (self.folded.get(p, 0), upto) for p, upto in sorted(cursor.items())},
+            bases={base: bucket.count for base, bucket in sorted(fold.buckets.items())},
+            weights=weights,
+            total_weight=fold.weight,
+            server_lr=spec.server_lr,
+            norm_max=spec.norm_max,
+            fraction_bits=FRACTION_BITS,
+            devices=tuple(self._buffer.devices),
+            bytes_up=self._buffer.bytes_up,
+        )
+        return Sealed(manifest, model, keyframe, delta)
+
+    def advance(self, sealed: Sealed, digest: str) -> list[VersionManifest]:
+        """The head swung to `sealed`: start a new buffer; return the versions whose model blobs may go."""
+        self.digest, self.manifest, self.model = digest, sealed.manifest, sealed.model
+        self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
+        self._buffer = Buffer(Fold(self.bundle.sizes, self.spec.weighting))
+        self.recent[self.version] = self.manifest
+        return [self.recent.pop(version) for version in sorted(self.recent) if not self.keeps(version)]
+
+    def keeps(self, version: int) -> bool:
+        """True for versions whose model stays: the first, the best, and those within reach of deltas."""
+        oldest = self.version - self.spec.staleness_max - VERSIONS_KEPT
+        return version >= oldest or version in {0, self.history.best()}
+
+    def grant(self, now: float) -> list[tuple[str, Assignment]]:
+        """Assignments for the free places."""
+        self.leases.expire(now)
+        grants = self.leases.grant(
+            places=self.spec.concurrency, version=self.version, now=now, lease_s=self.spec.lease_s
+        )
+        return [(grant.device, self._assignment(grant.device, grant.ask)) for grant in grants]
+
+    def over(self, now: float) -> str | None:
+        """Why the job is over, or None."""
+        return ending.reason(
+            self.spec.end, self.history.smoothed(), version=self.version, age_s=now - self.created_at
+        )
+
+    def offer(self) -> Offer:
+        """The announcement of this job."""
+        deadline = self.spec.end.deadline_s
+        return Offer(
+            job=self.spec.name,
+            dataset=self.spec.dataset,
+            data=self.bundle.data,
+            bundle=self.bundle_ref,
+            retry_s=self.spec.retry_s,
+            deadline=None if deadline is None else self.created_at + deadline,
+        )
+
+    def notice(self) -> VersionNotice:
+        """The announcement of the newest version."""
+        return VersionNotice(
+            job=self.spec.name,
+            version=self.version,
+            version_hash=self.manifest.model_hash,
+            at=self.manifest.at,
+            updates=sum(self.manifest.bases.values()),
+            accuracy=next((s for s in reversed(self.history.smoothed()) if s is not None), None),
+        )
+
+    def frame_bytes_max(self) -> int:
+        """An upper bound of this job's update frames: every value sent, at a few bits more than dense needs."""
+        return PACKET_OVERHEAD_BYTES + 16 * len(self.bundle.tensors) + 2 * self.bundle.parameters
+
+    def memo(self, cursor: dict[int, int]) -> JobMemo:
+        """What a restart at `cursor` needs besides the manifests."""
+        return JobMemo(
+            folded={} if self.buffered else dict(cursor),
+            waiting=dict(self.leases.waiting),
+            held=dict(self.leases.held),
+            holdouts={
+                r.version: (r.holdout_n, r.holdout_correct, r.holdout_loss, r.holdout_devices)
+                for r in self.history.records
+                if r.holdout_n
+            },
+            participants=sorted(self.participants),
+        )
+
+    def recall(self, memo: JobMemo) -> None:
+        """Take up a memo after a restart; `history` must hold every version already."""
+        self.leases = Leases(dict(memo.waiting), dict(memo.held))
+        self.participants = set(memo.participants)
+        for partition, upto in memo.folded.items():
+            self.folded[partition] = max(upto, self.folded.get(partition, 0))
+        for version, (n, correct, loss, devices) in memo.holdouts.items():
+            record = self.history.records[version]
+            record.holdout_n, record.holdout_correct = n, correct
+            record.holdout_loss, record.holdout_devices = loss, devices
+
+    def hashes(self) -> dict[int, str]:
+        """Model hashes of the versions an update may be based on."""
+        oldest = self.version - self.spec.staleness_max
+        return {v: m.model_hash for v, m in sorted(self.recent.items()) if v >= oldest}
+
+    def _assignment(self, device: str, ask: Ask) -> Assignment:
+        training = self.spec.training
+        return Assignment(
+            job=self.spec.name,
+            ask=ask.ask,
+            version=self.version,
+            version_hash=self.manifest.model_hash,
+            bundle=self.bundle_ref,
+            model=self.path(ask.holds),
+            plan=TrainingPlan(
+                steps=training.steps,
+                batch_size=training.batch_size or self.bundle.batch_size,
+                learning_rate=training.learning_rate or self.bundle.learning_rate,
+                density=training.density,
+                norm_max=self.spec.norm_max,
+                seed=zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode()),
+            ),
+            lease_s=self.spec.lease_s,
+        )
+
+    def path(self, holds: int | None) -> tuple[BlobRef, ...]:
+        """Blobs that lead from version `holds` to the newest: the deltas, or the key-frame when it is smaller."""
+        keyframe = (self.manifest.keyframe,)
+        if holds is None or holds > self.version:
+            return keyframe
+        deltas = []
+        for version in range(holds + 1, self.version + 1):
+            manifest = self.recent.get(version)
+            if manifest is None or manifest.delta is None:
+                return keyframe
+            deltas.append(manifest.delta)
+        return tuple(deltas) if sum(d.size for d in deltas) <= keyframe[0].size else keyframe

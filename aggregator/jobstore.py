@@ -1,0 +1,191 @@
+"""Jobs in the ports: create, load, commit a version, end. The shell around `job.Job`."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from aggregator.errors import NotFoundError, RefusedError
+from aggregator.job import Job, JobMemo, Sealed
+from aggregator.spec import JobSpec
+from aggregator.versions import (
+    VersionManifest,
+    load_manifest,
+    load_model,
+    put_manifest,
+    record,
+    reference,
+)
+from broker_bridge import cells
+from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, Ports
+from edge_client.bundle import PARAMS, Bundle, BundleError, open_bundle
+from edge_client.wire import grid
+from edge_client.wire.errors import RemoteWireError
+from edge_client.wire.messages import BlobRef
+
+SPEC_PREFIX = "spec/"
+
+
+class JobRecord(msgspec.Struct):
+    """A job as people see it; the head `spec/<job>`."""
+
+    spec: JobSpec
+    bundle: BlobRef
+    created_at: float
+    state: Literal["running", "ended"] = "running"
+    ended_at: float | None = None
+    reason: str = ""
+
+
+class BundleShelf:
+    """Bundles as blobs, opened through a directory of verified copies."""
+
+    def __init__(self, ports: Ports, cache: Path) -> None:
+        self._ports = ports
+        self._cache = cache
+
+    async def add(self, data: bytes) -> tuple[Bundle, str]:
+        """Check and store a bundle, return it and its digest; raise RefusedError (`bad_bundle`)."""
+        path = self._cache / f"{hashlib.sha256(data).hexdigest()}.bundle"
+        path.write_bytes(data)
+        try:
+            bundle = open_bundle(path)
+            grid.decode(bundle.member(PARAMS), bundle.manifest.sizes)
+        except (BundleError, RemoteWireError) as error:
+            path.unlink()
+            raise RefusedError("bad_bundle", str(error).replace(f"{path}: ", "")) from error
+        return bundle, await self._ports.blobs.put(data)
+
+    async def open(self, digest: str) -> tuple[Bundle, BlobRef]:
+        """Open a stored bundle; raise NotFoundError."""
+        path = self._cache / f"{digest}.bundle"
+        try:
+            data = await self._ports.blobs.get(Digest(digest))
+        except (MissingBlob, CorruptBlob) as error:
+            raise NotFoundError(f"bundle {digest[:12]} is not in the store: {error}") from error
+        path.write_bytes(data)
+        return open_bundle(path), BlobRef(digest, len(data))
+
+
+class JobStore:
+    """Keeps jobs in heads and blobs; one engine writes at a time, a second one gets Conflict."""
+
+    def __init__(self, ports: Ports, shelf: BundleShelf) -> None:
+        self._ports = ports
+        self._shelf = shelf
+        self.records: dict[str, JobRecord] = {}
+        self._revisions: dict[str, int] = {}
+
+    async def create(self, spec: JobSpec, now: float) -> Job:
+        """Start a job at version 0; raise RefusedError (`exists`, `not_found`)."""
+        bundle, ref = await self._shelf.open(spec.bundle)
+        job_record = JobRecord(spec=spec, bundle=ref, created_at=now)
+        try:
+            await self._save(job_record)
+        except Conflict as error:
+            raise RefusedError("exists", f"a job named {spec.name} exists; choose another name") from error
+        return await self._begin(job_record, bundle)
+
+    async def load(self, memos: dict[str, JobMemo]) -> dict[str, Job]:
+        """Load every job at its newest version; raise CorruptStateError."""
+        jobs = {}
+        for change in await self._ports.heads.list(SPEC_PREFIX):
+            if change.value is None:
+                continue
+            job_record = msgspec.json.decode(change.value, type=JobRecord)
+            name = job_record.spec.name
+            self._revisions[change.key] = change.revision
+            self.records[name] = job_record
+            bundle, _ = await self._shelf.open(job_record.bundle.digest)
+            for key in (cells.version_key(name), cells.job_key(name)):
+                self._revisions[key], _ = await self._ports.heads.load(key)
+            if self._revisions[cells.version_key(name)] == 0:
+                jobs[name] = await self._begin(job_record, bundle)  # the engine died inside `create`
+            else:
+                jobs[name] = await self._resume(job_record, bundle, memos.get(name, JobMemo()))
+        return jobs
+
+    async def commit(self, job: Job, sealed: Sealed) -> None:
+        """Store a version and swing the head to it (I3); raise Conflict when another engine was first."""
+        blobs = self._ports.blobs
+        await asyncio.gather(blobs.put(sealed.keyframe), blobs.put(sealed.delta))
+        digest = await put_manifest(blobs, sealed.manifest)
+        surplus = job.advance(sealed, digest)
+        job.history.add(record(digest, sealed.manifest))
+        await self._swing(cells.version_key(job.spec.name), _version_cell(job))
+        for manifest in surplus:
+            for ref in (manifest.keyframe, manifest.delta):
+                if ref is not None:
+                    await blobs.delete(Digest(ref.digest))
+
+    async def end(self, job: Job, reason: str, now: float) -> None:
+        """Mark a job ended; admission refuses its updates from when it sees this."""
+        job_record = self.records[job.spec.name]
+        job_record.state, job_record.ended_at, job_record.reason = "ended", now, reason
+        await self._save(job_record)
+        await self._swing(cells.job_key(job.spec.name), _job_cell(job, job_record))
+
+    async def _begin(self, job_record: JobRecord, bundle: Bundle) -> Job:
+        keyframe = bundle.member(PARAMS)
+        model = grid.apply(None, grid.decode(keyframe, bundle.manifest.sizes), None)
+        await self._ports.blobs.put(keyframe)
+        manifest = VersionManifest(
+            job=job_record.spec.name,
+            version=0,
+            parent="",
+            at=job_record.created_at,
+            model_hash=grid.model_hash(model).hex(),
+            keyframe=reference(keyframe),
+        )
+        digest = await put_manifest(self._ports.blobs, manifest)
+        job = self._job(job_record, bundle, (digest, manifest, model))
+        job.history.add(record(digest, manifest))
+        await self._swing(cells.job_key(job.spec.name), _job_cell(job, job_record))
+        await self._swing(cells.version_key(job.spec.name), _version_cell(job))
+        return job
+
+    async def _resume(self, job_record: JobRecord, bundle: Bundle, memo: JobMemo) -> Job:
+        blobs = self._ports.blobs
+        _, value = await self._ports.heads.load(cells.version_key(job_record.spec.name))
+        digest = msgspec.json.decode(value, type=cells.VersionCell).manifest
+        chain = [(digest, await load_manifest(blobs, digest))]
+        while chain[-1][1].parent:
+            parent = chain[-1][1].parent
+            chain.append((parent, await load_manifest(blobs, parent)))
+        model = await load_model(blobs, chain[0][1], bundle.manifest.sizes)
+        job = self._job(job_record, bundle, (*chain[0], model))
+        for ancestor_digest, ancestor in reversed(chain):
+            job.history.add(record(ancestor_digest, ancestor))
+        job.recall(memo)
+        job.recent = {m.version: m for _, m in reversed(chain) if job.keeps(m.version)}
+        return job
+
+    def _job(
+        self, job_record: JobRecord, bundle: Bundle, head: tuple[str, VersionManifest, tuple[grid.Grid, ...]]
+    ) -> Job:
+        self.records[job_record.spec.name] = job_record
+        return Job(job_record.spec, bundle.manifest, job_record.bundle, job_record.created_at, head)
+
+    async def _save(self, job_record: JobRecord) -> None:
+        await self._swing(f"{SPEC_PREFIX}{job_record.spec.name}", job_record)
+
+    async def _swing(self, key: str, value: msgspec.Struct) -> None:
+        expected = self._revisions.get(key, 0)
+        self._revisions[key] = await self._ports.heads.swing(key, expected, msgspec.json.encode(value))
+
+
+def _job_cell(job: Job, job_record: JobRecord) -> cells.JobCell:
+    return cells.JobCell(
+        state=job_record.state,
+        sizes=job.bundle.sizes,
+        norm_max=job.spec.norm_max,
+        staleness_max=job.spec.staleness_max,
+        frame_bytes_max=job.frame_bytes_max(),
+        blobs=(job_record.bundle.digest,),
+    )
+
+
+def _version_cell(job: Job) -> cells.VersionCell:
+    return cells.VersionCell(version=job.version, manifest=job.digest, hashes=job.hashes())

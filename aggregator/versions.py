@@ -1,0 +1,90 @@
+"""Immutable versions: a manifest with the digests of its blobs and of its parent, written before the head (I3)."""
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from aggregator.errors import CorruptStateError
+from aggregator.history import VersionRecord
+from broker_bridge.ports import Blobs, CorruptBlob, Digest, MissingBlob
+from edge_client.wire import grid
+from edge_client.wire.errors import RemoteWireError
+from edge_client.wire.grid import Grid
+from edge_client.wire.messages import BlobRef
+
+
+class VersionManifest(msgspec.Struct, frozen=True):
+    """Everything that made a version, so that replaying the log gives the same bytes (I2).
+
+    `included` maps a partition to the log offsets (after, upto] whose updates of this job were folded;
+    `bases` maps a base version to its number of updates and `weights` to its s(τ); `total_weight` is Z.
+    `parent` is the digest of the parent's manifest, "" for version 0.
+    """
+
+    job: str
+    version: int
+    parent: str
+    at: float
+    model_hash: str
+    keyframe: BlobRef
+    delta: BlobRef | None = None
+    included: dict[int, tuple[int, int]] = {}
+    bases: dict[int, int] = {}
+    weights: dict[int, float] = {}
+    total_weight: int = 0
+    server_lr: float = 1.0
+    norm_max: float = 0.0
+    fraction_bits: int = 0
+    devices: tuple[str, ...] = ()
+    bytes_up: int = 0
+
+
+def record(digest: str, manifest: VersionManifest) -> VersionRecord:
+    """The history record of a version, before anybody evaluated it."""
+    staleness: dict[int, int] = {}
+    for base, count in manifest.bases.items():
+        tau = manifest.version - 1 - base
+        staleness[tau] = staleness.get(tau, 0) + count
+    return VersionRecord(
+        version=manifest.version,
+        at=manifest.at,
+        manifest=digest,
+        updates=sum(manifest.bases.values()),
+        devices=list(manifest.devices),
+        staleness=staleness,
+        bytes_up=manifest.bytes_up,
+        bytes_keyframe=manifest.keyframe.size,
+        bytes_delta=manifest.delta.size if manifest.delta else 0,
+    )
+
+
+def reference(data: bytes) -> BlobRef:
+    """The BlobRef of these bytes."""
+    return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+
+
+async def put_manifest(blobs: Blobs, manifest: VersionManifest) -> str:
+    """Store a manifest and return its digest."""
+    return await blobs.put(msgspec.json.encode(manifest))
+
+
+async def load_manifest(blobs: Blobs, digest: str) -> VersionManifest:
+    """Load a manifest; raise CorruptStateError when it is missing or damaged."""
+    return msgspec.json.decode(await _get(blobs, digest, "manifest"), type=VersionManifest)
+
+
+async def load_model(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[int]) -> tuple[Grid, ...]:
+    """The model of a version, its hash verified; raise CorruptStateError."""
+    data = await _get(blobs, manifest.keyframe.digest, f"key-frame of version {manifest.version}")
+    try:
+        return grid.apply(None, grid.decode(data, sizes), None)
+    except RemoteWireError as error:
+        raise CorruptStateError(f"{manifest.job} version {manifest.version}: {error}") from error
+
+
+async def _get(blobs: Blobs, digest: str, what: str) -> bytes:
+    try:
+        return await blobs.get(Digest(digest))
+    except (MissingBlob, CorruptBlob) as error:
+        raise CorruptStateError(f"{what} {digest[:12]}: {error}") from error

@@ -1,0 +1,78 @@
+"""What people see of jobs, versions, devices and bundles: plain dictionaries for API and commands."""
+
+from typing import Any
+
+import msgspec
+
+from aggregator.engine import Engine
+from aggregator.errors import NotFoundError
+from aggregator.fleet import DeviceRecord
+from aggregator.history import VersionRecord
+from aggregator.job import Job
+
+View = dict[str, Any]
+
+
+def job(engine: Engine, name: str) -> View:
+    """One job with its newest figures; raise NotFoundError."""
+    found = find_job(engine, name)
+    record = engine.store.records[name]
+    smoothed = found.history.smoothed()
+    updates = sum(r.updates for r in found.history.records)
+    late = sum(tau * n for r in found.history.records for tau, n in r.staleness.items())
+    rejected: dict[str, int] = {}
+    states: dict[str, int] = {}
+    for device in engine.fleet.devices.values():
+        task = device.tasks.get(name)
+        if task is None:
+            continue
+        for code, count in task.rejected.items():
+            rejected[code] = rejected.get(code, 0) + count
+        if task.status is not None and device.state == "ready":
+            states[task.status.state] = states.get(task.status.state, 0) + 1
+    return {
+        "name": name,
+        "state": record.state,
+        "reason": record.reason,
+        "created_at": record.created_at,
+        "ended_at": record.ended_at,
+        "version": found.version,
+        "best_version": found.history.best(),
+        "accuracy": next((s for s in reversed(smoothed) if s is not None), None),
+        "updates": updates,
+        "buffered": found.buffered,
+        "staleness_mean": late / updates if updates else 0.0,
+        "training": len(found.leases.held),
+        "waiting": len(found.leases.waiting),
+        "participants": len(found.participants),
+        "device_states": states,
+        "rejected": rejected,
+        "parameters": found.bundle.parameters,
+        "bytes_up": sum(r.bytes_up for r in found.history.records),
+        "spec": msgspec.to_builtins(record.spec),
+    }
+
+
+def version(found: Job, record: VersionRecord) -> View:
+    """One version with its figures; `accuracy` is the weighted hold-out accuracy of that version alone."""
+    view: View = msgspec.to_builtins(record)
+    view["staleness"] = {str(tau): n for tau, n in sorted(record.staleness.items())}
+    view["accuracy"] = record.holdout_accuracy
+    view["loss"] = record.holdout_loss / record.holdout_n if record.holdout_n else None
+    view["stored"] = record.version in found.recent
+    return view
+
+
+def device(record: DeviceRecord) -> View:
+    """One device."""
+    view: View = msgspec.to_builtins(record)
+    return view
+
+
+def find_job(engine: Engine, name: str) -> Job:
+    """The job of this name; raise NotFoundError naming those there are."""
+    found = engine.jobs.get(name)
+    if found is None:
+        known = ", ".join(sorted(engine.jobs)) or "none"
+        raise NotFoundError(f"no job named {name}; there are: {known}")
+    return found

@@ -1,0 +1,96 @@
+"""The fold and the commit: exact, order-free, and FedAvg when there is no delay."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aggregator.commit import commit
+from aggregator.fold import FRACTION_BITS, Fold
+from aggregator.staleness import polynomial
+from edge_client.wire.sparse import SparseTensor, Update
+
+SIZES = (7, 1, 40)
+STEP_EXPS = (-16, -18, -15)
+
+
+def make_update(seed, base=0, n_samples=1):
+    rng = np.random.default_rng(seed)
+    tensors = []
+    for size in SIZES:
+        indices = np.flatnonzero(rng.random(size) < 0.4).astype(np.int64)
+        scale = float(np.float16(rng.lognormal(-4, 2))) if len(indices) else 0.0
+        tensors.append(SparseTensor(indices, rng.random(len(indices)) < 0.5, scale))
+    return Update(base, b"\0" * 8, seed, n_samples, tuple(tensors))
+
+
+def folded(updates, weighting="uniform"):
+    fold = Fold(SIZES, weighting)
+    for update in updates:
+        fold.add(update)
+    return fold
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.permutations(list(range(8))), st.sampled_from(["uniform", "samples"]))
+def test_order_does_not_change_a_buffer(order, weighting):
+    """I2: the same updates in any order leave the same integer sums per base version."""
+    updates = [make_update(seed, base=seed % 3, n_samples=seed * 100) for seed in range(8)]
+
+    straight, shuffled = folded(updates, weighting), folded([updates[i] for i in order], weighting)
+
+    assert straight.buckets.keys() == shuffled.buckets.keys()
+    for base, bucket in straight.buckets.items():
+        assert np.array_equal(bucket.sums, shuffled.buckets[base].sums)
+        assert (bucket.weight, bucket.count) == (shuffled.buckets[base].weight, shuffled.buckets[base].count)
+
+
+def test_sums_are_exact_for_every_float16():
+    """I2: the smallest and the largest float16 scales are folded without rounding."""
+    scales = [2.0**-24, float(np.float16(0.1)), 65504.0]
+    tensors = [SparseTensor(np.array([0]), np.array([False]), scale) for scale in scales]
+    fold = Fold((1,), "uniform")
+    for tensor in tensors:
+        fold.add(Update(0, b"\0" * 8, 1, 1, (tensor,)))
+
+    assert fold.buckets[0].sums[0] == sum(int(scale * 2**FRACTION_BITS) for scale in scales)
+    assert all(scale * 2**FRACTION_BITS == int(scale * 2**FRACTION_BITS) for scale in scales)
+
+
+def test_no_delay_gives_fedavg_to_the_last_bit():
+    """I10: K = cohort, τ = 0 and s = 1 equal the sample-weighted mean computed in exact integers."""
+    updates = [make_update(seed, n_samples=10 + 7 * seed) for seed in range(5)]
+    grid = tuple(np.arange(size, dtype=np.int32) for size in SIZES)
+    fold = folded(updates, "samples")
+
+    result = commit(grid, STEP_EXPS, fold, {0: polynomial(0, 0.5, 20)}, 1.0)
+
+    total = sum(u.n_samples for u in updates)
+    for i, (values, step_exp) in enumerate(zip(grid, STEP_EXPS, strict=True)):
+        exact = [0] * len(values)
+        for update in updates:
+            tensor = update.tensors[i]
+            unit = int(tensor.scale * 2**FRACTION_BITS) * update.n_samples
+            for index, negative in zip(tensor.indices, tensor.negative, strict=True):
+                exact[index] += -unit if negative else unit
+        move = [np.rint(np.ldexp(v * (1.0 / total), -step_exp - FRACTION_BITS)) for v in map(float, exact)]
+        assert np.array_equal(result[i], values + np.array(move).astype(np.int32))
+
+
+def test_stale_updates_count_less_and_never_vanish():
+    """I1: s(τ) falls with τ down to s(τ_max), and stays there, because what is in the log is folded."""
+    weights = [polynomial(tau, 0.5, 20) for tau in range(40)]
+
+    assert weights[0] == 1.0
+    assert all(a > b for a, b in zip(weights[:20], weights[1:21], strict=True))
+    assert all(w == weights[20] > 0 for w in weights[20:])
+
+
+def test_grid_values_saturate_instead_of_wrapping():
+    """I5: a step that would leave the 32-bit grid stops at its edge."""
+    grid = (np.array([2**31 - 10], dtype=np.int32),)
+    fold = Fold((1,), "uniform")
+    fold.add(Update(0, b"\0" * 8, 1, 1, (SparseTensor(np.array([0]), np.array([False]), 1.0),)))
+
+    result = commit(grid, (-20,), fold, {0: 1.0}, 1.0)
+
+    assert result[0][0] == 2**31 - 1

@@ -1,0 +1,76 @@
+"""Job specs: what is refused, and what the refusal says."""
+
+import json
+
+import pytest
+
+from aggregator.errors import RefusedError
+from aggregator.spec import parse
+
+GOOD = {"name": "exercise", "bundle": "a" * 64, "dataset": "wrist-imu"}
+
+
+def refusal(**fields):
+    with pytest.raises(RefusedError) as caught:
+        parse(json.dumps({**GOOD, **fields}).encode())
+    return caught.value
+
+
+def test_a_plain_spec_gets_the_defaults():
+    """Three fields suffice."""
+    spec = parse(json.dumps(GOOD).encode())
+
+    assert (spec.strategy, spec.buffer_size, spec.training.density) == ("fedbuff", 4, 0.05)
+
+
+@pytest.mark.parametrize(
+    "field", ["privacy", "secure_aggregation", "signing", "rollout", "personalization", "server_optimizer"]
+)
+def test_what_is_not_built_is_refused_as_unsupported(field):
+    """I13: a job that asks for something designed but not built never runs without it."""
+    error = refusal(**{field: {}})
+
+    assert error.code == "unsupported"
+    assert field in str(error)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedasync", "calibrated", "fadas"])
+def test_strategies_not_built_are_unsupported(strategy):
+    """I13: the other presets are named as not built, not as mistakes."""
+    assert refusal(strategy=strategy).code == "unsupported"
+
+
+def test_a_typo_gets_the_nearest_field():
+    """An unknown field is an error that names the one that was probably meant."""
+    assert "did you mean buffer_size?" in str(refusal(bufer_size=3))
+    assert "did you mean training.density?" in str(refusal(training={"densty": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"name": "Exercise 1"}, "job name"),
+        ({"buffer_size": 0}, "buffer_size"),
+        ({"training": {"density": 0}}, "training.density"),
+        ({"training": {"steps": "many"}}, "training.steps"),
+        ({"end": {"target_accuracy": 2}}, "end.target_accuracy"),
+        ({"strategy": "best"}, "strategy"),
+    ],
+)
+def test_a_bad_value_is_named(fields, word):
+    """The refusal names the field."""
+    error = refusal(**fields)
+
+    assert error.code == "bad_spec"
+    assert word in str(error)
+
+
+def test_a_buffer_that_could_overflow_is_refused():
+    """I2: K * norm_max * n_max * scale < 2**63 is proved before the job starts."""
+    assert "overflow" in str(refusal(buffer_size=100_000, norm_max=1e5, weighting="samples"))
+
+
+def test_not_json_is_refused():
+    """Garbage gets a refusal, not a traceback."""
+    with pytest.raises(RefusedError, match="not JSON"):
+        parse(b"\xff{")
