@@ -1,6 +1,6 @@
 """A small client of the HTTP API for the commands and the demo."""
 
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -23,7 +23,7 @@ class Api:
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S)
 
-    def __enter__(self) -> "Api":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,8 +6,9 @@ from edge_client.wire.messages import Message, encode
 
 
 class Downlink:
-    """Sets and drops the cells of topics. A cell holds a topic's newest payload, so what is said twice is
-    said once, and what a restarted bridge has not published yet is not lost.
+    """Sets and drops the cells of topics.
+
+    A cell holds a topic's newest payload, so what a restarted bridge has not published yet is not lost.
     """
 
     def __init__(self, heads: Heads) -> None:
@@ -31,11 +32,14 @@ class Downlink:
             await self._heads.drop(key, revision)
 
     async def _set(self, key: str, value: bytes) -> None:
-        expected = self._revisions.get(key)
-        if expected is None:
-            expected, _ = await self._heads.load(key)
-        try:
-            self._revisions[key] = await self._heads.swing(key, expected, value)
-        except Conflict:
-            self._revisions.pop(key, None)
-            raise
+        # The newest word to a topic wins, whoever says it: unlike a version, it builds on nothing.
+        while True:
+            expected = self._revisions.get(key)
+            if expected is None:
+                expected, _ = await self._heads.load(key)
+            try:
+                self._revisions[key] = await self._heads.swing(key, expected, value)
+            except Conflict:
+                self._revisions.pop(key, None)
+            else:
+                return

@@ -130,9 +130,7 @@ class Job:
             base: staleness.polynomial(self.version - base, spec.staleness_exponent, spec.staleness_max)
             for base in sorted(fold.buckets)
         }
-        model = commit(
-            self.model, [t.step_exp for t in self.bundle.tensors], fold, weights, spec.server_lr
-        )
+        model = commit(self.model, [t.step_exp for t in self.bundle.tensors], fold, weights, spec.server_lr)
         number = self.version + 1
         keyframe = grid.encode_keyframe(number, model)
         delta = grid.encode_delta(number, self.version, model, self.model)

@@ -82,6 +82,7 @@ class JobStore:
         """Start a job at version 0; raise RefusedError (`exists`, `not_found`)."""
         bundle, ref = await self._shelf.open(spec.bundle)
         job_record = JobRecord(spec=spec, bundle=ref, created_at=now)
+        self._revisions.pop(f"{SPEC_PREFIX}{spec.name}", None)  # a name is used once: the cell must not exist
         try:
             await self._save(job_record)
         except Conflict as error:

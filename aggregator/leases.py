@@ -37,7 +37,9 @@ class Grant:
 class Leases:
     """Places of one job."""
 
-    def __init__(self, waiting: dict[str, Waiting] | None = None, held: dict[str, Lease] | None = None) -> None:
+    def __init__(
+        self, waiting: dict[str, Waiting] | None = None, held: dict[str, Lease] | None = None
+    ) -> None:
         self.waiting = waiting or {}
         self.held = held or {}
 

@@ -88,9 +88,7 @@ class Supervisor:
             ports = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
             self.children = [
                 self._child("aggregator", "--ports", ports, "--port", str(self.http_port)),
-                self._child(
-                    "broker_bridge", "--ports", ports, "--broker", f"127.0.0.1:{self.broker.port}"
-                ),
+                self._child("broker_bridge", "--ports", ports, "--broker", f"127.0.0.1:{self.broker.port}"),
             ]
             for child in self.children:
                 child.start()

@@ -23,7 +23,9 @@ STATUS = {"not_found": 404, "exists": 409, "ended": 409, "too_large": 413, "not_
 
 def create_app(engine: Engine) -> FastAPI:
     """Build the application; `engine` must be running on the same event loop."""
-    app = FastAPI(title="fedfleet", version="1", docs_url=f"{PREFIX}/docs", openapi_url=f"{PREFIX}/openapi.json")
+    app = FastAPI(
+        title="fedfleet", version="1", docs_url=f"{PREFIX}/docs", openapi_url=f"{PREFIX}/openapi.json"
+    )
     app.add_exception_handler(AggregatorError, _problem)
     app.add_exception_handler(PortError, _problem)
     _add_service(app, engine)
@@ -55,7 +57,12 @@ def _add_service(app: FastAPI, engine: Engine) -> None:
         """Answers when the engine works; `bridge` holds the bridge's counters, null before its first."""
         _, value = await engine.ports.heads.load(f"{cells.BRIDGE_PREFIX}main")
         bridge = msgspec.to_builtins(msgspec.json.decode(value, type=cells.BridgeCell)) if value else None
-        return {"status": "ok", "jobs": len(engine.jobs), "devices": len(engine.fleet.devices), "bridge": bridge}
+        return {
+            "status": "ok",
+            "jobs": len(engine.jobs),
+            "devices": len(engine.fleet.devices),
+            "bridge": bridge,
+        }
 
     @app.get(f"{PREFIX}/devices")
     async def devices(state: str | None = None) -> dict[str, Any]:

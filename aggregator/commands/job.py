@@ -42,7 +42,11 @@ def job() -> None:
 @click.option("--deadline", "deadline_s", type=float, help="End after so many seconds.")
 @click.option("--target-accuracy", type=float, help="End at this accuracy on the devices' hold-outs.")
 @click.option("--patience", type=int, help="End after so many versions without a better hold-out accuracy.")
-@click.option("--spec", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON file of further fields.")
+@click.option(
+    "--spec",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON file of further fields.",
+)
 @server_option
 @json_option
 @shows_refusals
@@ -55,7 +59,9 @@ def start(bundle: Path, spec: Path | None, server: str, *, as_json: bool, **opti
     if as_json:
         print_json(started)
     else:
-        click.echo(f"job {started['name']} started: {started['parameters']:,} parameters, offered to {started['spec']['cohort']}")
+        click.echo(
+            f"job {started['name']} started: {started['parameters']:,} parameters, offered to {started['spec']['cohort']}"
+        )
 
 
 @job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)

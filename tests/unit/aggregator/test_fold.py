@@ -1,5 +1,7 @@
 """The fold and the commit: exact, order-free, and FedAvg when there is no delay."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def test_stale_updates_count_less_and_never_vanish():
     weights = [polynomial(tau, 0.5, 20) for tau in range(40)]
 
     assert weights[0] == 1.0
-    assert all(a > b for a, b in zip(weights[:20], weights[1:21], strict=True))
+    assert all(a > b for a, b in pairwise(weights[:21]))
     assert all(w == weights[20] > 0 for w in weights[20:])
 
 

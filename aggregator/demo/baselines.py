@@ -1,0 +1,91 @@
+"""What the federation is compared with: each device alone, and all data in one place.
+
+Same network, optimiser, learning rate, step budget, hold-outs and stopping rule; the unseen subjects are
+looked at once, when training is over and the version is chosen.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.demo.data import Shard
+from aggregator.demo.plan import BATCH_SIZE, GAP, HOLDOUT, LEARNING_RATE, PATIENCE, Budget
+from aggregator.ending import plateaued
+from aggregator.history import SMOOTHING_VERSIONS
+from edge_client.samples import minibatches, split
+from edge_client.training import TrainingSession
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Accuracy on the unseen subjects of the version that the hold-out chose, and the steps it took."""
+
+    accuracy: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training windows and hold-out windows of one or more shards."""
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+    holdout_x: npt.NDArray[np.float32]
+    holdout_y: npt.NDArray[np.int64]
+
+
+def split_shards(shards: Sequence[Shard]) -> Split:
+    """Split each shard as its device does, then put them together."""
+    parts = [(shard, *split(shard.segment, HOLDOUT, GAP)) for shard in shards]
+    return Split(
+        np.concatenate([shard.x[train] for shard, train, _ in parts]),
+        np.concatenate([shard.y[train] for shard, train, _ in parts]),
+        np.concatenate([shard.x[held] for shard, _, held in parts]),
+        np.concatenate([shard.y[held] for shard, _, held in parts]),
+    )
+
+
+def train(session: TrainingSession, part: Split, unseen: Shard, budget: Budget, seed: int) -> Baseline:
+    """Train until the hold-out stops improving or the budget is spent; `session` must be fresh."""
+    batches = minibatches(len(part.y), BATCH_SIZE, seed)
+    scores: list[float] = []
+    smoothed: list[float | None] = []
+    best, best_params, steps = -1.0, session.params, 0
+    for _ in range(budget.looks_max):
+        for _ in range(budget.steps_per_look):
+            chosen = next(batches)
+            session.step(part.x[chosen], part.y[chosen], LEARNING_RATE)
+        steps += budget.steps_per_look
+        scores.append(session.evaluate(part.holdout_x, part.holdout_y).accuracy)
+        smoothed.append(float(np.mean(scores[-SMOOTHING_VERSIONS:])))
+        if smoothed[-1] is not None and smoothed[-1] > best:
+            best, best_params = smoothed[-1], session.params
+        if plateaued(smoothed, PATIENCE):
+            break
+    session.load(best_params)
+    return Baseline(session.evaluate(unseen.x, unseen.y).accuracy, steps)
+
+
+def centralised(bundle: Path, shards: Sequence[Shard], unseen: Shard, budget: Budget, seed: int) -> Baseline:
+    """One model on all devices' data."""
+    return train(TrainingSession(bundle), split_shards(shards), unseen, budget, seed)
+
+
+def local_only(
+    bundle: Path,
+    shards: Sequence[Shard],
+    unseen: Shard,
+    budget: Budget,
+    seed: int,
+    *,
+    advance: Callable[[], None],
+) -> list[Baseline]:
+    """One model a device on its own data; `advance` is called after each."""
+    results = []
+    for index, shard in enumerate(shards):
+        results.append(train(TrainingSession(bundle), split_shards([shard]), unseen, budget, seed + index))
+        advance()
+    return results

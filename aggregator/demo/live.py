@@ -1,0 +1,65 @@
+"""The live view: one look at the server a second, as a table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from rich.table import Table
+
+from aggregator.client import Api
+from aggregator.demo.data import Shard
+from aggregator.demo.plan import JOB, VERSIONS_MAX
+
+
+def accuracy(model: bytes, shard: Shard) -> float:
+    """Share of a shard's windows that an ONNX inference model gets right, through ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: shard.x})
+    return float(np.mean(np.argmax(logits, axis=1) == shard.y))
+
+
+@dataclass
+class Look:
+    """What the server says now, and the newest version's accuracy on the unseen subjects."""
+
+    job: dict[str, Any]
+    bridge: dict[str, Any]
+    devices: list[dict[str, Any]]
+    unseen_version: int = -1
+    unseen_accuracy: float = 0.0
+
+    @classmethod
+    def take(cls, api: Api, unseen: Shard, before: "Look | None") -> "Look":
+        """Ask the server; evaluate the newest version unless `before` did already."""
+        job = api.job(JOB)
+        look = cls(job, api.health()["bridge"] or {}, api.devices())
+        if before is not None and before.unseen_version == job["version"]:
+            look.unseen_version, look.unseen_accuracy = before.unseen_version, before.unseen_accuracy
+        else:
+            look.unseen_version, model = api.model(JOB, "fp32")
+            look.unseen_accuracy = accuracy(model, unseen)
+        return look
+
+    def table(self, seconds: float) -> Table:
+        """The look for people."""
+        online = sum(device["state"] == "ready" for device in self.devices)
+        holdout = self.job["accuracy"]
+        shown = Table(title=f"federated training, {seconds:.0f} s", title_justify="left", show_header=False)
+        rows = (
+            ("version", f"{self.job['version']} of at most {VERSIONS_MAX}"),
+            (
+                "accuracy, unseen people",
+                f"{100 * self.unseen_accuracy:.1f} % (version {self.unseen_version})",
+            ),
+            ("accuracy, devices' hold-outs", "" if holdout is None else f"{100 * holdout:.1f} %"),
+            ("updates folded", f"{self.job['updates']} and {self.job['buffered']} buffered"),
+            ("staleness", f"{self.job['staleness_mean']:.2f} versions"),
+            ("bytes up / down", f"{self.bridge.get('bytes_up', 0):,} / {self.bridge.get('bytes_down', 0):,}"),
+            ("devices", f"{online} online, {self.job['training']} training, {self.job['waiting']} waiting"),
+        )
+        for row in rows:
+            shown.add_row(*row)
+        return shown

@@ -1,0 +1,124 @@
+"""An engine over memory ports, a small bundle, and devices that speak through the log."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from aggregator.engine import Engine
+from aggregator.spec import parse
+from broker_bridge import cells
+from broker_bridge.ports import Kind
+from broker_bridge.ports.open import open_ports
+from broker_bridge.records import EvaluationRecord, EventRecord, UpdateRecord, encode
+from edge_client.wire import messages, topics
+from edge_client.wire.sparse import SparseTensor, Update
+from edge_client.wire.sparse import encode as encode_update
+from firmware_tools.compiler import compile_training
+from firmware_tools.zoo import cnn1d
+
+EPOCH = "0123456789abcdef"
+WAIT_S = 10.0
+
+
+class Clock:
+    """Time that tests move."""
+
+    def __init__(self):
+        self.now = 1_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Site:
+    """One engine and what a test does to it."""
+
+    def __init__(self, ports, cache):
+        self.ports = ports
+        self.cache = cache
+        self.clock = Clock()
+        self.seqs = {}
+        self.fresh_engine()
+
+    def fresh_engine(self):
+        self.engine = Engine(self.ports, self.cache, self.clock)
+
+    async def start_job(self, bundle, **fields):
+        _, digest = await self.engine.shelf.add(bundle)
+        raw = {"name": "job", "bundle": digest, "dataset": "data", "buffer_size": 3, **fields}
+        await self.engine.create(parse(msgspec.json.encode(raw)))
+        return self.engine.jobs["job"]
+
+    def uid(self, device):
+        self.seqs[device] = self.seqs.get(device, 0) + 1
+        return topics.Uid(device, "job", EPOCH, self.seqs[device])
+
+    async def append(self, device, kind, record, uid):
+        partition = topics.partition(device, self.ports.partitions)
+        return await self.ports.log.append(partition, str(uid), kind, encode(record))
+
+    async def say(self, device, topic, message, job=""):
+        record = EventRecord(self.clock(), topic, device, job, messages.encode(message))
+        unique = hashlib.sha256(f"{device}{topic}{self.uid(device)}".encode()).hexdigest()
+        await self.append(device, Kind.EVENT, record, f"event:{device}:{unique[:16]}")
+
+    async def ask(self, device, number=1, holds=None):
+        await self.say(device, "ask", messages.Ask(job="job", ask=number, n_samples=10, holds=holds))
+
+    async def update(self, device, seed, base=None, uid=None):
+        job = self.engine.jobs["job"]
+        base = job.version if base is None else base
+        frame = make_frame(job.bundle.sizes, seed, base, bytes.fromhex(job.recent[base].model_hash))
+        await self.append(device, Kind.UPDATE, UpdateRecord(self.clock(), frame, len(frame)), uid or self.uid(device))
+        return frame
+
+    async def evaluate(self, device, version, accuracy, n=100):
+        evaluation = messages.Evaluation(version, messages.Metrics(n=n, loss=1.0, accuracy=accuracy))
+        record = EvaluationRecord(self.clock(), messages.encode(evaluation))
+        await self.append(device, Kind.EVALUATION, record, self.uid(device))
+
+    async def down(self, topic, kind):
+        _, value = await self.ports.heads.load(cells.down_key(topic))
+        return messages.decode(kind, value) if value else None
+
+    async def step(self):
+        """Let the engine see everything that is in the log."""
+        await self.engine._step()
+
+
+def make_frame(sizes, seed, base, base_hash):
+    rng = np.random.default_rng(seed)
+    tensors = []
+    for size in sizes:
+        indices = np.flatnonzero(rng.random(size) < 0.2).astype(np.int64)
+        scale = float(np.float16(rng.uniform(0.001, 0.1))) if len(indices) else 0.0
+        tensors.append(SparseTensor(indices, rng.random(len(indices)) < 0.5, scale))
+    return encode_update(Update(base, base_hash, seed, 10, tuple(tensors)))
+
+
+@pytest.fixture(scope="session")
+def bundle() -> bytes:
+    return compile_training(cnn1d(channels=2, length=8, classes=3, widths=(4, 4))).to_bytes()
+
+
+@pytest.fixture
+def drive(tmp_path: Path):
+    """Run an async test body with a Site over memory ports."""
+
+    def run(body):
+        async def main():
+            ports = open_ports("memory:")
+            site = Site(ports, tmp_path)
+            try:
+                await site.engine.load()
+                await body(site)
+            finally:
+                await ports.close()
+
+        asyncio.run(asyncio.wait_for(main(), WAIT_S))
+
+    return run

@@ -1,0 +1,372 @@
+"""The engine over memory ports: what the log says becomes versions, assignments and endings."""
+
+import itertools
+
+import msgspec
+import numpy as np
+import pytest
+
+from aggregator.commit import commit
+from aggregator.errors import RefusedError
+from aggregator.fold import Fold
+from aggregator.versions import load_manifest, load_model
+from broker_bridge import cells
+from broker_bridge.ports import Conflict, Kind
+from broker_bridge.records import RejectionRecord, UpdateRecord
+from edge_client.wire import sparse, topics
+from edge_client.wire.messages import Assignment, DeviceState, JobEnd, Offer, TaskStatus, VersionNotice
+
+
+def test_a_full_buffer_makes_a_version(drive, bundle):
+    """K updates are folded and committed; the head, its manifest and the notice say so."""
+
+    async def body(site):
+        job = await site.start_job(bundle)
+        for seed in range(3):
+            await site.update(f"dev-{seed}", seed)
+
+        await site.step()
+
+        assert job.version == 1
+        assert job.buffered == 0
+        _, value = await site.ports.heads.load(cells.version_key("job"))
+        assert msgspec.json.decode(value, type=cells.VersionCell).version == 1
+        assert job.manifest.bases == {0: 3}
+        notice = await site.down(topics.version("all", "job"), VersionNotice)
+        assert (notice.version, notice.updates) == (1, 3)
+
+    drive(body)
+
+
+def test_replaying_the_log_ranges_of_a_manifest_gives_the_same_bytes(drive, bundle):
+    """I2: a version can be made again from its manifest, its parent and the log, whatever the order."""
+
+    async def body(site):
+        job = await site.start_job(bundle, buffer_size=4)
+        for seed in range(12):
+            await site.update(f"dev-{seed % 5}", seed, base=max(0, job.version - seed % 2))
+            await site.step()
+        assert job.version == 3
+
+        for record in job.history.records[1:]:
+            manifest = await load_manifest(site.ports.blobs, record.manifest)
+            parent = await load_manifest(site.ports.blobs, manifest.parent)
+            fold = Fold(job.bundle.sizes, "uniform")
+            for partition, (after, upto) in reversed(sorted(manifest.included.items())):
+                for entry in reversed(await site.ports.log.read(partition, after, 1000)):
+                    if entry.offset <= upto and entry.kind is Kind.UPDATE:
+                        update = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
+                        fold.add(sparse.decode(update.frame, job.bundle.sizes))
+            before = await load_model(site.ports.blobs, parent, job.bundle.sizes)
+            steps = [t.step_exp for t in job.bundle.tensors]
+            again = commit(before, steps, fold, manifest.weights, manifest.server_lr)
+            after = await load_model(site.ports.blobs, manifest, job.bundle.sizes)
+            assert all(np.array_equal(a, b) for a, b in zip(again, after, strict=True))
+            assert fold.count == sum(manifest.bases.values())
+
+    drive(body)
+
+
+def test_a_restart_mid_buffer_folds_each_update_once(drive, bundle):
+    """I1, I2: an engine that dies with a part-full buffer and loses its memory ends at the same bytes."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        reference = Fold(site.engine.jobs["job"].bundle.sizes, "uniform")
+        for seed in range(5):
+            frame = await site.update(f"dev-{seed}", seed, base=0)
+            await site.step()
+            if seed >= 3:
+                reference.add(sparse.decode(frame, site.engine.jobs["job"].bundle.sizes))
+            if seed % 2:
+                await site.engine._save_memo()
+        before = site.engine.jobs["job"]
+        assert (before.version, before.buffered) == (1, 2)
+
+        site.fresh_engine()
+        await site.engine.load()
+        await site.step()
+
+        after = site.engine.jobs["job"]
+        assert (after.version, after.digest, after.buffered) == (1, before.digest, 2)
+        assert np.array_equal(after.fold.buckets[0].sums, reference.buckets[0].sums)
+        assert sum(r.updates for r in after.history.records) == 3
+
+    drive(body)
+
+
+def test_a_restart_after_a_commit_folds_nothing_again(drive, bundle):
+    """I1: offsets lie in the manifest, so a crash right after the head swung repeats nothing."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        for seed in range(3):
+            await site.update(f"dev-{seed}", seed)
+        await site.step()
+        digest = site.engine.jobs["job"].digest
+
+        site.fresh_engine()  # no memo was ever written
+        await site.engine.load()
+        await site.step()
+
+        job = site.engine.jobs["job"]
+        assert (job.version, job.digest, job.buffered) == (1, digest, 0)
+
+    drive(body)
+
+
+def test_two_racing_engines_make_one_chain(drive, bundle):
+    """I3: the engine that loses the race reloads and goes on from the winner's version."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        winner = site.engine
+        site.fresh_engine()
+        loser = site.engine
+        await loser.load()
+        for seed in range(3):
+            await site.update(f"dev-{seed}", seed)
+        await winner._step()
+
+        with pytest.raises(Conflict):
+            await loser._step()
+        await loser.load()
+        await loser._step()
+
+        assert (loser.jobs["job"].version, loser.jobs["job"].digest) == (1, winner.jobs["job"].digest)
+
+    drive(body)
+
+
+def test_a_part_full_buffer_is_committed_after_max_wait(drive, bundle):
+    """A fleet too small for the buffer still makes versions."""
+
+    async def body(site):
+        job = await site.start_job(bundle, max_wait_s=20)
+        await site.update("dev-1", 1)
+        await site.step()
+        assert job.version == 0
+
+        site.clock.now += 20
+        await site.step()
+
+        assert job.version == 1
+
+    drive(body)
+
+
+def test_asks_are_assigned_up_to_the_concurrency(drive, bundle):
+    """Willing devices get leases and the newest base; the rest wait until a place is free."""
+
+    async def body(site):
+        job = await site.start_job(bundle, concurrency=2)
+        for number in range(3):
+            await site.ask(f"dev-{number}")
+            site.clock.now += 1
+        await site.step()
+
+        first = await site.down(topics.assign("dev-0", "job"), Assignment)
+        assert (first.ask, first.version, first.version_hash) == (1, 0, job.manifest.model_hash)
+        assert first.model == (job.manifest.keyframe,)
+        assert await site.down(topics.assign("dev-2", "job"), Assignment) is None
+
+        await site.update("dev-0", 1)
+        await site.step()
+
+        assert (await site.down(topics.assign("dev-2", "job"), Assignment)).version == 0
+
+    drive(body)
+
+
+def test_a_device_that_vanished_frees_its_place(drive, bundle):
+    """An expired lease goes to the next, so nobody blocks a job."""
+
+    async def body(site):
+        await site.start_job(bundle, concurrency=1, lease_s=60)
+        await site.ask("dev-0")
+        await site.step()
+        await site.ask("dev-1")
+        await site.step()
+        assert await site.down(topics.assign("dev-1", "job"), Assignment) is None
+
+        site.clock.now += 60
+        await site.step()
+
+        assert await site.down(topics.assign("dev-1", "job"), Assignment) is not None
+
+    drive(body)
+
+
+def test_a_device_with_an_older_version_gets_deltas(drive, bundle):
+    """I5: the deltas from what a device holds lead to the assigned hash, or the key-frame when that is smaller."""
+
+    async def body(site):
+        job = await site.start_job(bundle, buffer_size=1)
+        for seed in range(4):
+            await site.update("dev-9", seed)
+            await site.step()
+        deltas = [job.recent[v].delta for v in (3, 4)]
+        small = sum(d.size for d in deltas) <= job.manifest.keyframe.size
+
+        assert job.path(2) == (tuple(deltas) if small else (job.manifest.keyframe,))
+        assert job.path(4) == ()
+        assert job.path(None) == job.path(99) == (job.manifest.keyframe,)
+
+    drive(body)
+
+
+def test_a_stopped_job_says_so_and_folds_what_is_left(drive, bundle):
+    """I1: ending withdraws the offer, tells every participant, and commits what the log still holds."""
+
+    async def body(site):
+        job = await site.start_job(bundle)
+        await site.ask("dev-1")
+        await site.update("dev-1", 1)
+        await site.step()
+
+        await site.engine.end("job", "enough")
+        await site.step()
+
+        assert job.version == 1
+        assert await site.down(topics.offer("all", "job"), Offer) is None
+        assert (await site.down(topics.end("dev-1", "job"), JobEnd)).reason == "enough"
+        _, value = await site.ports.heads.load(cells.job_key("job"))
+        assert msgspec.json.decode(value, type=cells.JobCell).state == "ended"
+        with pytest.raises(RefusedError, match="has ended already"):
+            await site.engine.end("job", "again")
+
+        await site.update("late", 2, base=0)  # admitted before the bridge saw the end
+        await site.step()
+        assert job.version == 2
+
+    drive(body)
+
+
+def test_an_ended_or_unknown_job_is_answered_at_birth_and_ask(drive, bundle):
+    """A device that was away while its job ended learns it when it comes back."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        await site.engine.end("job", "enough")
+        await site.say("dev-1", "state", DeviceState("ready", 1, jobs=("job", "ghost")))
+        await site.ask("dev-2")
+        await site.step()
+
+        assert (await site.down(topics.end("dev-1", "job"), JobEnd)).reason == "enough"
+        assert "no such job" in (await site.down(topics.end("dev-1", "ghost"), JobEnd)).reason
+        assert await site.down(topics.end("dev-2", "job"), JobEnd) is not None
+
+        await site.say("dev-1", "task", TaskStatus("ended", 9), job="job")
+        await site.step()
+        assert await site.down(topics.end("dev-1", "job"), JobEnd) is None
+
+    drive(body)
+
+
+def test_a_job_ends_at_its_target_on_the_hold_outs(drive, bundle):
+    """Enough smoothed hold-out accuracy ends a job, and nothing else is looked at."""
+
+    async def body(site):
+        await site.start_job(bundle, end={"target_accuracy": 0.8})
+        await site.evaluate("dev-1", 0, 0.7)
+        await site.step()
+        assert site.engine.store.records["job"].state == "running"
+
+        for number in range(5):
+            await site.evaluate(f"dev-{number}", 0, 0.9)
+        await site.step()
+
+        record = site.engine.store.records["job"]
+        assert record.state == "ended"
+        assert "target accuracy" in record.reason
+
+    drive(body)
+
+
+def test_rejections_are_counted_and_change_no_model(drive, bundle):
+    """I11: a refused update leaves the model untouched and shows up with its reason."""
+
+    async def body(site):
+        job = await site.start_job(bundle)
+        digest = job.digest
+        record = RejectionRecord(site.clock(), "bad_crc", "damaged")
+        for name, uid in (("job", site.uid("dev-1")), ("ghost", topics.Uid("dev-1", "ghost", "0" * 16, 1))):
+            assert uid.job == name
+            await site.append("dev-1", Kind.REJECTION, record, uid)
+        await site.step()
+
+        tasks = site.engine.fleet.devices["dev-1"].tasks
+        assert tasks["job"].rejected == {"bad_crc": 1}
+        assert tasks["unknown"].rejected == {"bad_crc": 1}
+        assert (job.digest, job.buffered) == (digest, 0)
+
+    drive(body)
+
+
+def test_the_will_of_a_replaced_connection_is_ignored(drive, bundle):
+    """A broker may publish a will late; its conn_seq tells that the device is back already."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        for state, conn_seq in (("ready", 1), ("ready", 2), ("lost", 1)):
+            await site.say("dev-1", "state", DeviceState(state, conn_seq))
+        await site.step()
+        assert site.engine.fleet.devices["dev-1"].state == "ready"
+
+        await site.say("dev-1", "state", DeviceState("lost", 2))
+        await site.step()
+        assert site.engine.fleet.devices["dev-1"].state == "lost"
+
+    drive(body)
+
+
+def test_old_models_go_and_the_chain_stays(drive, bundle):
+    """Retention deletes models beyond reach, never a manifest, the first, the best or a reachable version."""
+
+    async def body(site):
+        job = await site.start_job(bundle, buffer_size=1, staleness_max=1)
+        for seed in range(14):
+            await site.update("dev-1", seed)
+            if seed == 2:
+                await site.evaluate("dev-2", 2, 0.99)
+            await site.step()
+
+        assert sorted(job.recent) == [0, 2, *range(5, 15)]
+        stored = {digest async for digest in site.ports.blobs.list()}
+        for record in job.history.records:
+            manifest = await load_manifest(site.ports.blobs, record.manifest)
+            assert (manifest.keyframe.digest in stored) == (record.version in job.recent)
+        assert sorted(int(v) for v in job.hashes()) == [13, 14]
+
+        site.fresh_engine()
+        await site.engine.load()
+        reloaded = site.engine.jobs["job"]
+        assert set(itertools.islice(reversed(sorted(reloaded.recent)), 10)) == set(range(5, 15))
+
+    drive(body)
+
+
+def test_a_name_is_used_once(drive, bundle):
+    """A second job of a name is refused, and the first goes on."""
+
+    async def body(site):
+        job = await site.start_job(bundle)
+        with pytest.raises(RefusedError, match="choose another name"):
+            await site.start_job(bundle)
+        assert site.engine.jobs["job"] is job
+
+    drive(body)
+
+
+def test_a_damaged_bundle_is_refused_and_not_stored(drive, bundle):
+    """A bundle with a wrong digest inside is refused by name; nothing of it stays."""
+
+    async def body(site):
+        spoiled = bytearray(bundle)
+        spoiled[bundle.index(b"cnn1d") + 1] ^= 1
+        with pytest.raises(RefusedError) as caught:
+            await site.engine.shelf.add(bytes(spoiled))
+        assert caught.value.code == "bad_bundle"
+        assert [digest async for digest in site.ports.blobs.list()] == []
+
+    drive(body)
