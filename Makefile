@@ -1,0 +1,58 @@
+# make demo    a fleet of sixteen daemons on real sensor data, compared with local and centralised training
+# make test    everything the project promises, on whatever brokers this machine has
+# make check   formatting, types and import direction only
+# make bench   the numbers in bench/, printed with their baselines
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check bench clean system-packages
+
+demo: $(VENV)/demo
+	@$(BIN)/fedfleet demo
+
+test: system-packages check
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/test
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .demo
+
+$(VENV)/demo: pyproject.toml | $(BIN)/pip
+	@echo "installing fedfleet with the demo's packages …"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test: pyproject.toml $(VENV)/demo
+	@echo "installing the tests' packages …"
+	@$(PIP) --upgrade 'pip>=25.1'
+	@$(PIP) --group test
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fedfleet needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing python3-venv …"; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; \
+	  else \
+	    echo "Python's venv module is missing; install it with: sudo apt-get install python3-venv" >&2; exit 1; \
+	  fi
+	@$(PYTHON) -m venv $(VENV)
+
+# Without root the mosquitto tests are skipped, with the reason in pytest's summary.
+system-packages:
+	@if ! command -v mosquitto >/dev/null && ! [ -x /usr/sbin/mosquitto ] && [ "$$(id -u)" = 0 ] \
+	  && command -v apt-get >/dev/null; then \
+	  echo "installing mosquitto …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto >/dev/null; \
+	fi
