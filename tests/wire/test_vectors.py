@@ -1,0 +1,85 @@
+"""Golden vectors: bytes written once that every later codec must read and write."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_client.wire import chunks, frame, grid, sparse
+
+VECTORS = Path(__file__).parent / "vectors"
+SPEC = Path(__file__).parents[2] / "docs" / "wire.md"
+
+
+def load(name):
+    return json.loads((VECTORS / f"{name}.json").read_text())
+
+
+def by_name(vector):
+    return vector["name"]
+
+
+@pytest.mark.parametrize("vector", load("updates"), ids=by_name)
+def test_updates_have_these_bytes(vector):
+    """An update encodes to the vector's frame and decodes from it to the same values."""
+    tensors = tuple(
+        sparse.SparseTensor(np.array(t["indices"], dtype=np.int64), np.array(t["negative"], dtype=bool), t["scale"])
+        for t in vector["tensors"]
+    )
+    update = sparse.Update(
+        vector["base_version"], bytes.fromhex(vector["base_hash"]), vector["seq"], vector["n_samples"], tensors
+    )
+    data = bytes.fromhex(vector["frame"])
+
+    assert sparse.encode(update) == data
+    decoded = sparse.decode(data, vector["sizes"])
+    assert decoded.base_hash == update.base_hash
+    assert (decoded.base_version, decoded.seq, decoded.n_samples) == (
+        update.base_version,
+        update.seq,
+        update.n_samples,
+    )
+    for got, expected in zip(decoded.tensors, tensors, strict=True):
+        assert got.indices.tolist() == expected.indices.tolist()
+        assert got.negative.tolist() == expected.negative.tolist()
+        assert got.scale == expected.scale
+
+
+@pytest.mark.parametrize("vector", load("models"), ids=by_name)
+def test_models_have_these_bytes(vector):
+    """A key-frame or delta encodes to the vector's frame and leads to the same model and hash."""
+    data = bytes.fromhex(vector["frame"])
+    new = [np.array(values, dtype=np.int32) for values in vector["values"]]
+    old, base = None, None
+    if vector["kind"] == "delta":
+        old, base = [np.array(values, dtype=np.int32) for values in vector["old"]], vector["base_version"]
+        assert grid.encode_delta(vector["version"], base, new, old) == data
+    else:
+        assert grid.encode_keyframe(vector["version"], new) == data
+
+    step = grid.decode(data, vector["sizes"])
+    result = grid.apply(old, step, base)
+
+    assert step.model_hash.hex() == vector["model_hash"] == grid.model_hash(new).hex()
+    assert [values.tolist() for values in result] == vector["values"]
+
+
+@pytest.mark.parametrize("vector", load("chunks"), ids=by_name)
+def test_chunks_have_these_bytes(vector):
+    """A chunk encodes to the vector's frame and decodes from it."""
+    chunk = chunks.cut(bytes.fromhex(vector["message"]), vector["index"], vector["chunk_size"])
+
+    assert chunk.encode().hex() == vector["frame"]
+    kind, _, body = frame.decode(bytes.fromhex(vector["frame"]))
+    assert kind is frame.Kind.CHUNK
+    assert chunks.decode(body) == chunk
+
+
+def test_the_worked_example_of_the_specification_is_a_vector():
+    """docs/wire.md shows the very bytes that the code writes."""
+    block = SPEC.read_text().split("### Worked example")[1].split("```")[1]
+    shown = "".join(token for line in block.splitlines() for token in line[:50].split() if len(token) == 2)
+    vector = next(v for v in load("updates") if v["name"] == "worked-example")
+
+    assert shown.replace("xx", "") == vector["frame"][:-8]
