@@ -18,7 +18,7 @@ from edge_client.wire.messages import Assignment, BlobRef, DatasetInfo, Offer, T
 class Phase(enum.StrEnum):
     """Where a job is."""
 
-    OFFERED = "offered"  # waits: for its data set to be read, its offer to be seen again, or a back-off
+    OFFERED = "offered"  # waits: for its data set to be read, or a back-off
     DECLINED = "declined"  # this offer is not for this device
     ASKING = "asking"
     PULLING = "pulling"
@@ -41,7 +41,6 @@ class Job:
     ask: int
     held: int | None = None
     saved: bool = False  # the store has a row for it
-    live: bool = True  # its offer was seen in this run
     phase: Phase = Phase.OFFERED
     due: float | None = None
     assignment: Assignment | None = None

@@ -53,7 +53,7 @@ def consider(device: Device, job: Job, event: Any, now: float) -> None:
     """Ask when data and offer fit, decline when they do not, else wait."""
     if isinstance(event, ev.OfferSeen):
         renew(device, job, event, now)
-    if not job.live or (job.due is not None and now < job.due):
+    if job.due is not None and now < job.due:
         return
     why = obstacle(device, job.offer)
     if why:
@@ -67,12 +67,10 @@ def reconsider(device: Device, job: Job, event: Any, now: float) -> None:
     if event.offer != job.offer:
         job.due = None
         consider(device, job, event, now)
-    job.live = True
 
 
 def renew(device: Device, job: Job, event: Any, _now: float) -> None:
     """The offer was changed while the job goes on."""
-    job.live = True
     if event.offer != job.offer:
         job.offer = event.offer
         if job.saved:

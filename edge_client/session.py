@@ -37,7 +37,11 @@ from edge_client.wire.topics import Uid
 
 
 class Session:
-    """All jobs of one device. `first_rev` is above every status revision of earlier runs."""
+    """All jobs of one device. `first_rev` is above every status revision of earlier runs.
+
+    Jobs of earlier runs go on without their offer being seen again: one that has ended meanwhile is told so
+    in answer to the birth, which lists it.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class Session:
             rng=rng,
         )
         for kept in jobs:
-            job = Job(kept.offer, kept.ask, kept.held, saved=True, live=False)
+            job = Job(kept.offer, kept.ask, kept.held, saved=True)
             if self._device.outgoing.update_of(job.name) is not None:
                 job.phase = Phase.UPLOADING
                 job.said = ("uploading", "", None)

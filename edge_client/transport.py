@@ -171,7 +171,10 @@ class Transport:
         return True
 
     def subscribe(self, *filters: str) -> None:
-        """Subscribe with QoS 1; a refusal arrives as Acked."""
+        """Subscribe with QoS 1; a refusal arrives as Refused.
+
+        rumqttd sends retained messages to new sessions only: a resumed one must not rely on seeing them again.
+        """
         if self._client is not None:
             self._client.subscribe([(topic, 1) for topic in filters])
 

@@ -1,10 +1,21 @@
 """The device daemon against real brokers and a scripted bridge: what it says, survives and cleans up."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.fleet import WAIT_S, Bridge, Node
+from broker_bridge.broker import Broker, free_port
+from edge_client.wire import topics
+from edge_client.wire.messages import DataSchema, JobEnd
+from tests.e2e.fleet import ROOT, WAIT_S, Bridge, Node
+
+STATUS = (sys.executable, "-c", "from edge_client.commands import device; device()", "status", "--json")
 
 
 def until(condition):
@@ -49,3 +60,188 @@ def test_participation_from_offer_to_receipt_and_on(bridge, node):
     bridge.assign(second, version=8)
     uid, frame = bridge.update()
     assert frame[8:].startswith(b"seq 3 residual b'accepted 1'")
+
+
+def test_killed_while_training_goes_on_without_reusing_a_name(bridge, node):
+    """I4, I12: after kill -9 in a training the same ask is repeated, trained anew, and no seq comes twice."""
+    bridge.offer()
+    node.start()
+    first = bridge.ask()
+    bridge.assign(first)
+    uid, _ = bridge.update()
+    bridge.receipt(uid)
+    second = bridge.wait("ask", lambda b: b["ask"] > first["ask"])[1]
+    bridge.assign(second, steps=200)
+    bridge.task("training")
+    child = node.children()
+    node.kill()
+    until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in child))  # dies with its parent
+    node.start()
+    again = bridge.ask()
+    assert again["ask"] == second["ask"]
+    bridge.assign(again)
+    later, frame = bridge.update()
+    assert (later.epoch, later.seq > uid.seq) == (uid.epoch, True)
+    assert b"residual b'accepted" in frame
+
+
+def test_killed_with_unreceipted_update_sends_the_same_again(bridge, node):
+    """I1, I4: an update without a receipt survives kill -9 and is sent again, same uid and bytes."""
+    bridge.offer()
+    node.start()
+    bridge.assign(bridge.ask())
+    sent = bridge.update()
+    node.kill()
+    node.start()
+    assert bridge.update() == sent
+    bridge.receipt(sent[0])
+    bridge.task("asking")
+
+
+def test_only_missing_chunks_are_sent_again(bridge, node):
+    """I1: `incomplete` is answered with exactly the chunks it names."""
+    bridge.offer()
+    node.start()
+    bridge.assign(bridge.ask())
+    uid, _ = bridge.update()
+    bridge.receipt(uid, "incomplete", missing=((1, 1),))
+    topic, _ = bridge.wait("up")
+    assert topics.parse_up(topic).index == 1
+    bridge.receipt(uid)
+    bridge.task("asking")
+    indices = [topics.parse_up(t).index for t, _ in bridge.heard if "/up/" in t]
+    assert sorted(indices) == [0, 1, 1, 2]
+
+
+def test_uploads_wait_for_the_bridge(bridge, node):
+    """An update is held while the bridge says it is down, and sent when it is up again."""
+    bridge.bridge_state("down", 1)
+    bridge.offer()
+    node.start()
+    bridge.assign(bridge.ask())
+    bridge.task("uploading")
+    assert not [t for t, _ in bridge.heard if "/up/" in t]
+    bridge.bridge_state("up", 2)
+    bridge.update()
+
+
+def test_killed_trainer_is_reported_and_the_daemon_goes_on(bridge, node):
+    """A trainer child that is killed costs one participation, told with the signal's name."""
+    bridge.offer()
+    node.start()
+    bridge.assign(bridge.ask(), steps=200)
+    bridge.task("training")
+    os.kill(node.children()[0], signal.SIGKILL)
+    bridge.task("failed", "SIGKILL")
+    assert node.process.poll() is None
+
+
+def test_unreachable_broker_is_tried_until_it_is_there(tmp_path):
+    """A daemon started before its broker connects when the broker comes."""
+    port = free_port()
+    node = Node(tmp_path, port).start()
+    try:
+        until(lambda: "disconnected" in node.events())
+        broker = Broker.start(state_dir=tmp_path / "broker", port=port)
+        try:
+            until(lambda: "connected" in node.events())
+            assert node.stop() == 0
+        finally:
+            broker.stop()
+    finally:
+        node.stop()
+
+
+def test_broker_of_the_old_protocol_is_spoken_to_in_it(broker, tmp_path):
+    """MQTT 3.1.1 is the floor: where MQTT 5 gets no answer, the daemon falls back by itself."""
+    bridge = Bridge(broker.port)
+    node = Node(tmp_path, broker.port_v311, protocol="auto" if broker.kind == "iotcore" else "3.1.1").start()
+    try:
+        bridge.offer()
+        bridge.assign(bridge.ask())
+        bridge.update()
+        assert b'"protocol": "3.1.1"' in node.log.read_bytes()
+    finally:
+        node.stop()
+        bridge.close()
+
+
+@pytest.mark.parametrize("how", ["job_end", "withdrawn"])
+def test_end_of_a_job_removes_its_workspace(bridge, node, how):
+    """A job that is over is stopped in its training, removed from the disk, and said to have ended."""
+    bridge.offer()
+    node.start()
+    bridge.assign(bridge.ask(), steps=200)
+    bridge.task("training")
+    workspace = node.folder / "state" / "jobs" / "job"
+    assert workspace.exists()
+    if how == "job_end":
+        bridge.say(topics.end("dev", "job"), JobEnd("job", "cancelled"))
+    else:
+        bridge.say(topics.offer("all", "job"), b"", retain=True)
+    bridge.task("ended", "cancelled" if how == "job_end" else "withdrawn")
+    assert not workspace.exists()
+    assert node.children() == []
+    assert list((node.folder / "state" / "blobs").iterdir()) == []
+
+
+def test_published_update_gets_its_verdict_before_the_job_goes(bridge, node):
+    """I4: an update that was published waits for its verdict even when the job has ended."""
+    bridge.offer()
+    node.start()
+    bridge.assign(bridge.ask())
+    uid, _ = bridge.update()
+    bridge.say(topics.end("dev", "job"), JobEnd("job", "done"))
+    status = subprocess.run(
+        [*STATUS, "--config", str(node.config)],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert str(uid) in [row["uid"] for row in json.loads(status.stdout)["outbox"]]
+    bridge.receipt(uid, "rejected", "job_ended")
+    bridge.task("ended", "done")
+
+
+def test_data_that_does_not_fit_is_declined_naming_the_axis(bridge, node):
+    """A data set of another shape is never trained on; the reason names the axis and both sizes."""
+    bridge.offer(DataSchema((2, 16), 3, ("channel", "time")))
+    node.start()
+    status = bridge.task("declined")
+    assert "axis 1 (time) has 8 values, the job wants 16" in status["reason"]
+
+
+def test_clean_stop_says_goodbye_and_kill_leaves_the_will(bridge, node):
+    """SIGTERM publishes `disconnected` and exits 0; births, wills and farewells carry one growing number."""
+    node.start()
+    birth = bridge.wait("state", lambda b: b["state"] == "ready")[1]
+    bridge.wait("info", lambda b: b["datasets"][0]["n_samples"] == 40)
+    assert node.stop() == 0
+    farewell = bridge.wait("state", lambda b: b["state"] == "disconnected")[1]
+    assert farewell["conn_seq"] == birth["conn_seq"]
+    node.start()
+    again = bridge.wait("state", lambda b: b["state"] == "ready")[1]
+    assert again["conn_seq"] > birth["conn_seq"]
+
+
+def test_second_daemon_on_the_same_state_is_refused(bridge, node):
+    """I12: two daemons never share a state database."""
+    node.start()
+    bridge.wait("state", lambda b: b["state"] == "ready")
+    second = Node(node.folder, 1)
+    second.log = node.folder / "second.log"
+    second.start()
+    assert second.process.wait(WAIT_S) == 1
+    assert b"another daemon uses this state" in second.log.read_bytes()
+
+
+def test_daemon_loads_neither_numpy_nor_onnxruntime():
+    """The daemon's memory budget: numpy and ONNX Runtime are the trainer child's alone."""
+    code = "import sys, edge_client.daemon; print({'numpy', 'onnxruntime'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == b"set()\n"
