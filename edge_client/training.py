@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edge_client.bundle import EVAL, PARAMS, TRAIN, Bundle, BundleError, open_bundle
 from edge_client.wire import grid
@@ -19,6 +20,15 @@ from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Metrics
 
 EVAL_BATCH = 128  # samples per evaluation call: bounds activation memory, and larger is no faster
+
+# ONNX Runtime's exceptions share no base but Exception.
+LOAD_ERRORS = (
+    onnxruntime_pybind11_state.Fail,
+    onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime_pybind11_state.InvalidProtobuf,
+    onnxruntime_pybind11_state.NotImplemented,
+)
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -108,17 +118,18 @@ class TrainingSession:
         return Metrics(n=len(x), loss=loss / count, accuracy=correct / count)
 
 
-def initial_params(bundle: Bundle) -> dict[str, Floats]:
-    """Version 0 of the parameters, name to float32 array; raises BundleError."""
-    tensors = bundle.manifest.tensors
+def initial_grid(bundle: Bundle) -> tuple[grid.Grid, ...]:
+    """Version 0 of the parameters on their grid, flat; raises BundleError."""
     try:
-        frame = grid.decode(bundle.member(PARAMS), bundle.manifest.sizes)
-        values = grid.apply(None, frame, None)
+        return grid.apply(None, grid.decode(bundle.member(PARAMS), bundle.manifest.sizes), None)
     except RemoteWireError as error:
         raise BundleError(f"{bundle.path}: {PARAMS}: {error}") from error
-    return {
-        t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in zip(tensors, values, strict=True)
-    }
+
+
+def initial_params(bundle: Bundle) -> dict[str, Floats]:
+    """Version 0 of the parameters, name to float32 array; raises BundleError."""
+    pairs = zip(bundle.manifest.tensors, initial_grid(bundle), strict=True)
+    return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in pairs}
 
 
 def _session(bundle: Bundle, member: str) -> ort.InferenceSession:
@@ -130,5 +141,5 @@ def _session(bundle: Bundle, member: str) -> ort.InferenceSession:
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         return ort.InferenceSession(bundle.member(member), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise BundleError(f"{bundle.path}: {member} does not load: {error}") from error
