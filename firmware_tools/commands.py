@@ -1,0 +1,169 @@
+"""`fedfleet bundle`: build a training bundle from a model, and look into one.
+
+The shell around compiler.py and inspect.py: options in, text out. Exit codes: 0 done, 1 refused with a reason,
+2 wrong usage.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from firmware_tools.inspect import Report
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Normalize = tuple[list[float], list[float]]
+
+
+def _reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors of the tools into one line and exit code 1."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        missing = [m for m in ("onnx", "rich") if importlib.util.find_spec(m) is None]
+        if missing:
+            raise click.ClickException(
+                f"this command needs: pip install 'fedfleet[tools]' ({', '.join(missing)} is not installed)"
+            )
+        from edge_client.bundle import BundleError  # noqa: PLC0415 - keeps --help fast
+        from firmware_tools.errors import ToolError  # noqa: PLC0415
+
+        try:
+            return command(*args, **kwargs)
+        except (ToolError, BundleError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+def _normalize(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Normalize | None:
+    """Parse `m1,m2;s1,s2` or read a JSON file with `mean` and `std`."""
+    if value is None:
+        return None
+    try:
+        if value.endswith(".json"):
+            data = json.loads(Path(value).read_text(encoding="utf-8"))
+            return [float(v) for v in data["mean"]], [float(v) for v in data["std"]]
+        mean, std = value.split(";")
+        return [float(v) for v in mean.split(",")], [float(v) for v in std.split(",")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.BadParameter(f"{value!r} is neither 'm1,m2;s1,s2' nor a JSON file: {error}") from error
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@click.group()
+def bundle() -> None:
+    """Build training bundles and look into them."""
+
+
+@bundle.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Bundle to write."
+)
+@click.option("--name", default="", help="Name of the model; the graph's own name by default.")
+@click.option("--loss", type=click.Choice(["cross_entropy"]), default="cross_entropy", show_default=True)
+@click.option("--optimizer", type=click.Choice(["momentum", "sgd"]), default="momentum", show_default=True)
+@click.option(
+    "--momentum", type=float, default=0.9, show_default=True, help="Decay of the momentum optimiser."
+)
+@click.option(
+    "--learning-rate", type=float, default=0.05, show_default=True, help="Default step size of a job."
+)
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Default mini-batch of a job.")
+@click.option("--trainable", multiple=True, default=("*",), show_default=True,
+              help="Glob over tensor names to train; repeatable. The rest is frozen.")  # fmt: skip
+@click.option("--quantize", type=click.Choice(["int8-weights", "none"]), default="int8-weights",
+              show_default=True, help="Train with weights rounded to int8, or not.")  # fmt: skip
+@click.option(
+    "--normalize",
+    callback=_normalize,
+    metavar="M,…;S,…|FILE",
+    help="Means; standard deviations, one per channel, or a JSON file with `mean` and `std`.",
+)
+@click.option("--axes", default="", callback=_names, help="Names of a sample's axes, for error messages.")
+@_reported
+def build(model: Path, out: Path, **options: Any) -> None:
+    """Compile an ONNX inference MODEL into a training bundle.
+
+    \b
+    Example:
+      fedfleet bundle build har.onnx --out har.bundle --axes channel,time \\
+          --normalize '0.1,0.0;1.2,0.9' --trainable 'dense.*' --trainable 'conv3.*'
+    """  # noqa: D301 - \b is click's mark for a verbatim paragraph
+    from firmware_tools.compiler import compile_training  # noqa: PLC0415 - onnx is heavy, --help is not
+
+    compiled = compile_training(model, **options)
+    compiled.save(out)
+    for note in compiled.notes:
+        click.echo(f"note: {note}", err=True)
+    manifest = compiled.manifest
+    click.echo(
+        f"{out}: {manifest.name}, {manifest.parameters:,} parameters in {len(manifest.tensors)} tensors, "
+        f"{out.stat().st_size:,} B"
+    )
+
+
+@bundle.command("inspect")
+@click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@_reported
+def inspect_command(path: Path, as_json: bool) -> None:
+    """Verify a BUNDLE and show its tensors, graphs, digests and memory need.
+
+    \b
+    Example:
+      fedfleet bundle inspect har.bundle
+      fedfleet bundle inspect har.bundle --json | jq .manifest.tensors
+    """  # noqa: D301 - \b is click's mark for a verbatim paragraph
+    from firmware_tools.inspect import inspect  # noqa: PLC0415 - onnx is heavy, --help is not
+
+    report = inspect(path)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+    else:
+        _show(path, report)
+
+
+def _show(path: Path, report: "Report") -> None:
+    from rich.console import Console  # noqa: PLC0415 - only this view needs it
+    from rich.table import Table  # noqa: PLC0415
+
+    console, manifest = Console(), report.manifest
+    axes = f" ({', '.join(manifest.data.axes)})" if manifest.data.axes else ""
+    console.print(f"[bold]{manifest.name}[/bold]  {path}", highlight=False)
+    console.print(
+        f"samples {list(manifest.data.shape)}{axes}, {manifest.data.n_classes} classes, opset {manifest.opset}"
+    )
+    console.print(
+        f"{manifest.loss}, {manifest.optimizer.kind} {manifest.optimizer.momentum:g}, learning rate "
+        f"{manifest.learning_rate:g}, batch {manifest.batch_size}, quantize {manifest.quantize}"
+    )
+    tensors = Table("tensor", "shape", "values", "step", title=f"{report.parameters:,} parameters")
+    for t in manifest.tensors:
+        tensors.add_row(t.name, str(list(t.shape)), f"{t.size:,}", f"2^{t.step_exp}")
+    console.print(tensors)
+    graphs = Table("graph", "bytes", "nodes", "operators", title="graphs")
+    for g in report.graphs:
+        operators = ", ".join(f"{name} {count}" for name, count in g.operators.items())
+        graphs.add_row(g.name, f"{g.size:,}", str(g.nodes), operators)
+    console.print(graphs)
+    files = Table("member", "bytes", "SHA-256", title="files")
+    for name, spec in report.digests.items():
+        files.add_row(name, f"{spec.size:,}", spec.sha256)
+    console.print(files)
+    memory = report.memory
+    console.print(
+        f"memory of a step of {manifest.batch_size}: state {memory.state_bytes / 1e6:.1f} MB, activations at most "
+        f"{memory.activations_bytes / 1e6:.1f} MB, beside about 70 MB for Python and the runtime"
+    )
