@@ -23,6 +23,7 @@ from edge_client.wire.messages import BlobRequest
 
 CHUNK_BYTES_MIN = 1024  # smaller chunks cost more in headers than they carry
 PENDING_BYTES_MAX = 2 * BLOB_WINDOW_MAX * CHUNK_BYTES  # not yet taken by the broker, per device: two windows
+PENDING_TOTAL_MAX = 256 * 1024 * 1024  # the same over all devices: memory while the broker is away
 CACHE_BYTES = 64 * 1024 * 1024  # of blobs just served: a fleet pulls the same few, window after window
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -38,7 +39,8 @@ class Pulls:
         self._counters = counters
         self._cache: OrderedDict[Digest, bytes] = OrderedDict()
         self._cached_bytes = 0
-        self._pending: dict[str, int] = {}
+        self._pending: dict[str, int] = {}  # bytes per device
+        self._pending_total = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def request(self, device: str, request: BlobRequest) -> None:
@@ -52,7 +54,10 @@ class Pulls:
         wanted = request.count * request.chunk_bytes
         if self._pending.get(device, 0) + wanted > PENDING_BYTES_MAX:
             raise RemoteWireError("busy", "earlier requests of this device are still being served")
+        if self._pending_total + wanted > PENDING_TOTAL_MAX:
+            raise RemoteWireError("busy", "too many devices are being served")
         self._pending[device] = self._pending.get(device, 0) + wanted
+        self._pending_total += wanted
         task = asyncio.ensure_future(self._serve(device, request, wanted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -71,6 +76,7 @@ class Pulls:
         except LocalWireError as error:
             log.warning("blob_not_sent", device=device, error=str(error))
         finally:
+            self._pending_total -= wanted
             self._pending[device] -= wanted
             if not self._pending[device]:
                 del self._pending[device]

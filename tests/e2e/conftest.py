@@ -117,14 +117,14 @@ class Rig:
 
     # -- processes
 
-    def start_bridge(self, port: int | None = None) -> None:
-        """Start a bridge and wait until it is connected."""
+    def start_bridge(self, port: int | None = None, event: str = "broker_connected") -> None:
+        """Start a bridge and wait until it logs that it is connected, or another event."""
         address = f"{self.broker.host}:{port or self.broker.port}"
         command = [sys.executable, "-m", "broker_bridge", "--ports", self.url, "--broker", address]
-        before = self.log_text().count("broker_connected")
+        before = self.log_text().count(event)
         with (self.directory / "bridge.log").open("ab") as log:
             self.bridge = subprocess.Popen([*command, "--log-level", "debug"], stderr=log)
-        until(lambda: self.log_text().count("broker_connected") > before, "the bridge connects")
+        until(lambda: self.log_text().count(event) > before, f"the bridge logs {event}")
 
     def kill_bridge(self) -> None:
         """Kill -9."""

@@ -208,6 +208,43 @@ def test_killed_broker_is_survived(rig, tools):
     assert fresh.verdict(fresh.uid(2), tools.update(2)).verdict == "accepted"
 
 
+def test_bridge_waits_for_its_broker(rig, tools):
+    """A bridge whose broker is not there yet says so and connects once it is."""
+    rig.kill_bridge()
+    rig.broker.kill()
+    rig.start_bridge(event="broker_unreachable")
+    connected = rig.log_text().count("broker_connected")
+    rig.restart_broker()
+    tools.until(lambda: rig.log_text().count("broker_connected") > connected, "the bridge connects")
+    device = rig.device("pi-15")
+    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+
+
+def test_backlog_beyond_all_windows_is_drained(rig, tools):
+    """I6: while nothing can be stored reading stops at a bound, and afterwards every update is answered."""
+    device = rig.device("pi-16")
+    lock = sqlite3.connect(rig.directory / "fleet.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    uids = [device.uid(seq) for seq in range(600)]
+    for uid in uids:
+        device.send(topics.update(uid, 0), tools.update(uid.seq))
+    lock.execute("ROLLBACK")
+    lock.close()
+    answered = {device.receipts.get(timeout=10).uid for _ in uids}
+    assert answered == set(map(str, uids))
+    assert kinds(rig, "pi-16") == [Kind.UPDATE] * 600
+
+
+def test_second_bridge_of_a_name_ends_the_first(rig, tools):
+    """Two bridges under one name do not fight for the session for ever: the older ends with an error."""
+    older = rig.bridge
+    rig.start_bridge()
+    assert older.wait(15) == 1
+    assert "another bridge runs" in rig.log_text()
+    device = rig.device("pi-17")
+    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+
+
 def test_downlink_publishes_each_cell_and_resumes(rig):
     """Offers are retained and cleared with their cell, commands are not, and a restart repeats no command."""
     device = rig.device("pi-10", topics.command_filter("pi-10"), topics.offer_filter("all"))
