@@ -70,7 +70,9 @@ def test_every_invariant_is_named_by_a_test(invariant):
 
 def test_importing_the_daemon_loads_neither_numpy_nor_onnxruntime():
     """The daemon stays small: only its trainer child pays for numbers."""
-    code = "import edge_client.daemon, sys; print(sorted({'numpy', 'onnxruntime', 'onnx'} & set(sys.modules)))"
+    code = (
+        "import edge_client.daemon, sys; print(sorted({'numpy', 'onnxruntime', 'onnx'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"

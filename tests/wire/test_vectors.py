@@ -24,11 +24,17 @@ def by_name(vector):
 def test_updates_have_these_bytes(vector):
     """An update encodes to the vector's frame and decodes from it to the same values."""
     tensors = tuple(
-        sparse.SparseTensor(np.array(t["indices"], dtype=np.int64), np.array(t["negative"], dtype=bool), t["scale"])
+        sparse.SparseTensor(
+            np.array(t["indices"], dtype=np.int64), np.array(t["negative"], dtype=bool), t["scale"]
+        )
         for t in vector["tensors"]
     )
     update = sparse.Update(
-        vector["base_version"], bytes.fromhex(vector["base_hash"]), vector["seq"], vector["n_samples"], tensors
+        vector["base_version"],
+        bytes.fromhex(vector["base_hash"]),
+        vector["seq"],
+        vector["n_samples"],
+        tensors,
     )
     data = bytes.fromhex(vector["frame"])
 

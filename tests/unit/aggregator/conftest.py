@@ -73,7 +73,9 @@ class Site:
         job = self.engine.jobs["job"]
         base = job.version if base is None else base
         frame = make_frame(job.bundle.sizes, seed, base, bytes.fromhex(job.recent[base].model_hash))
-        await self.append(device, Kind.UPDATE, UpdateRecord(self.clock(), frame, len(frame)), uid or self.uid(device))
+        await self.append(
+            device, Kind.UPDATE, UpdateRecord(self.clock(), frame, len(frame)), uid or self.uid(device)
+        )
         return frame
 
     async def evaluate(self, device, version, accuracy, n=100):

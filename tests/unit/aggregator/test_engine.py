@@ -52,7 +52,7 @@ def test_replaying_the_log_ranges_of_a_manifest_gives_the_same_bytes(drive, bund
             manifest = await load_manifest(site.ports.blobs, record.manifest)
             parent = await load_manifest(site.ports.blobs, manifest.parent)
             fold = Fold(job.bundle.sizes, "uniform")
-            for partition, (after, upto) in reversed(sorted(manifest.included.items())):
+            for partition, (after, upto) in sorted(manifest.included.items(), reverse=True):
                 for entry in reversed(await site.ports.log.read(partition, after, 1000)):
                     if entry.offset <= upto and entry.kind is Kind.UPDATE:
                         update = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
@@ -346,7 +346,7 @@ def test_old_models_go_and_the_chain_stays(drive, bundle):
         site.fresh_engine()
         await site.engine.load()
         reloaded = site.engine.jobs["job"]
-        assert set(itertools.islice(reversed(sorted(reloaded.recent)), 10)) == set(range(5, 15))
+        assert set(itertools.islice(sorted(reloaded.recent, reverse=True), 10)) == set(range(5, 15))
 
     drive(body)
 
