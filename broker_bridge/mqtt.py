@@ -24,9 +24,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge_client.wire.errors import LocalWireError
 from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
 
-# Unacknowledged messages the broker may send. 16 to 512 measure the same (bench/bridge_throughput.py); 64 are
-# enough for 2 000 updates a second while a commit takes 30 ms, and full of chunks they are 4 MB.
-WINDOW = 64
+WINDOW = (
+    64  # unacknowledged messages the broker may send: 16 to 512 measure the same (bench), and 64 are enough
+)
+# for 2 000 updates a second while a commit takes 30 ms; full of chunks they are 4 MB
 PAUSE_AT = 256  # messages being handled at which reading stops, for brokers that ignore the window
 SESSION_EXPIRY_S = 7 * 24 * 3600  # how long the broker keeps messages for a bridge that is away
 KEEPALIVE_S = 20  # a dead peer is noticed after one and a half of these
