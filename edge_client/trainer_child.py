@@ -74,7 +74,8 @@ class Cached:
 class Child:
     """Performs tasks one after another; keeps the compiled session and the data between them."""
 
-    def __init__(self, put: Callable[[Answer], None]) -> None:
+    def __init__(self, put: Callable[[Answer], None], *, flush_denormals: bool = False) -> None:
+        self._flush = flush_denormals
         self._put = put
         self._sessions = Cached()
         self._data = Cached()
@@ -106,7 +107,11 @@ class Child:
         return self._data.get(source.path, source, lambda: samples.load(source))
 
     def _train(self, task: TrainTask) -> Trained:
-        session = self._sessions.get(task.bundle_path, None, lambda: TrainingSession(task.bundle_path))
+        session = self._sessions.get(
+            task.bundle_path,
+            None,
+            lambda: TrainingSession(task.bundle_path, flush_denormals=self._flush),
+        )
         manifest = session.bundle.manifest
         if (manifest.data.shape, manifest.data.n_classes) != (task.data.shape, task.data.n_classes):
             raise TaskError("schema_mismatch", "the bundle was compiled for other samples than the job's")
@@ -217,7 +222,7 @@ def _stamp(path: str) -> Stamp | None:
 
 def serve(stdin: BinaryIO, stdout: BinaryIO) -> None:
     """Answer tasks until `stdin` closes."""
-    child = Child(lambda answer: send(stdout, answer))
+    child = Child(lambda answer: send(stdout, answer), flush_denormals=True)
     while (task := receive_task(stdin)) is not None:
         send(stdout, child.perform(task))
 

@@ -39,9 +39,13 @@ class TrainingSession:
 
     Starts at version 0 of the parameters with a zero optimiser state. Raises BundleError when the bundle does
     not open or its graphs do not load.
+
+    `flush_denormals` keeps tiny gradients from running at a tenth of the speed. It is for a process of its own:
+    the runtime sets the flag for the whole calling thread, numpy included, at the first session of a process.
     """
 
-    def __init__(self, bundle_path: str | Path) -> None:
+    def __init__(self, bundle_path: str | Path, *, flush_denormals: bool = False) -> None:
+        self._flush = flush_denormals
         self.bundle: Bundle = open_bundle(Path(bundle_path))
         manifest = self.bundle.manifest
         self._names = tuple(t.name for t in manifest.tensors)
@@ -50,7 +54,7 @@ class TrainingSession:
         self._state_names = (*self._names, *self._slots)
         self._outputs = ["loss", *(f"{n}@next" for n in self._state_names)]
         self._state: dict[str, ort.OrtValue] = {}
-        self._train = _session(self.bundle, TRAIN)
+        self._train = _session(self.bundle, TRAIN, flush_denormals=self._flush)
         self._eval: ort.InferenceSession | None = None
         self.load(initial_params(self.bundle))
         self.reset_optimizer()
@@ -101,7 +105,7 @@ class TrainingSession:
         `x` float32 [n, *shape], `y` int64 [n].
         """
         if self._eval is None:
-            self._eval = _session(self.bundle, EVAL)
+            self._eval = _session(self.bundle, EVAL, flush_denormals=self._flush)
         params = {name: self._state[name] for name in self._names}
         loss, correct = 0.0, 0
         for start in range(0, len(x), EVAL_BATCH):
@@ -132,13 +136,12 @@ def initial_params(bundle: Bundle) -> dict[str, Floats]:
     return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in pairs}
 
 
-def _session(bundle: Bundle, member: str) -> ort.InferenceSession:
+def _session(bundle: Bundle, member: str, *, flush_denormals: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Tiny gradients would otherwise run at a tenth of the speed.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", str(int(flush_denormals)))
     try:
         return ort.InferenceSession(bundle.member(member), options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:

@@ -1,0 +1,119 @@
+"""Sparse ternary updates with error feedback."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client.compress import compress
+from edge_client.wire import sparse
+
+SIZES = st.lists(st.integers(1, 80), min_size=1, max_size=5)
+
+
+def delta_of(rng, sizes, scale=1.0):
+    return [(rng.standard_normal(n) * scale).astype(np.float32) for n in sizes]
+
+
+def floats(residual):
+    return np.frombuffer(residual, "<f2").astype(np.float32)
+
+
+def sent(result, sizes):
+    return np.concatenate([t.dense(n) for t, n in zip(result.tensors, sizes, strict=True)])
+
+
+@given(st.integers(0, 2**32), SIZES, st.floats(0.01, 1), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_norm_of_the_encoded_update_is_bounded(seed, sizes, density, norm_max, scale):
+    """What the bridge decodes never has a norm above the plan's, whatever the residual adds."""
+    rng = np.random.default_rng(seed)
+    residual = (rng.standard_normal(sum(sizes)) * scale).astype("<f2").tobytes()
+    result = compress(delta_of(rng, sizes, scale), residual, density, norm_max)
+    update = sparse.Update(1, bytes(8), 0, 10, result.tensors)
+
+    assert sparse.decode(sparse.encode(update), sizes).norm() <= norm_max
+
+
+@given(st.integers(0, 2**32), SIZES, st.floats(0.01, 1))
+def test_nothing_is_lost(seed, sizes, density):
+    """What was sent plus the accepted residual is u, and the kept residual is u, to float16."""
+    rng = np.random.default_rng(seed)
+    delta = delta_of(rng, sizes)
+    residual = rng.standard_normal(sum(sizes)).astype("<f2").tobytes()
+    result = compress(delta, residual, density, 1e6)
+    u = np.concatenate(delta) + floats(residual)
+
+    np.testing.assert_allclose(floats(result.residual_kept), u, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        sent(result, sizes) + floats(result.residual_accepted), u, rtol=2e-3, atol=2e-3 * np.abs(u).max()
+    )
+
+
+def test_the_largest_values_are_kept_across_tensors():
+    """Density counts over all tensors; each tensor's scale is the mean magnitude of what it keeps."""
+    delta = [np.array([0.1, -4.0, 0.2, 2.0], np.float32), np.array([0.3, 0.1, 8.0, 0.0], np.float32)]
+    first, second = compress(delta, None, 3 / 8, 100.0).tensors
+
+    assert first.indices.tolist() == [1, 3]
+    assert first.negative.tolist() == [True, False]
+    assert first.scale == 3.0
+    assert (second.indices.tolist(), second.scale) == ([2], 8.0)
+
+
+def test_clipping_is_of_the_delta_not_of_the_residual():
+    """The delta is clipped to norm_max before the residual joins it; the kept residual shows it."""
+    result = compress([np.array([30.0, 40.0], np.float32)], None, 1.0, 5.0)
+
+    np.testing.assert_allclose(floats(result.residual_kept), [3.0, 4.0], rtol=1e-3)
+
+
+def test_an_update_over_the_bound_is_scaled_and_the_rest_kept():
+    """A large residual is paid out over several updates instead of being refused."""
+    residual = np.array([6.0, 0.0], "<f2").tobytes()
+    result = compress([np.zeros(2, np.float32)], residual, 0.5, 2.0)
+
+    assert result.tensors[0].scale == pytest.approx(2.0, rel=1e-3)
+    np.testing.assert_allclose(floats(result.residual_accepted), [4.0, 0.0], rtol=1e-2)
+
+
+def test_no_change_is_an_empty_update():
+    """All zeros give no indices, and the update still encodes."""
+    result = compress([np.zeros(5, np.float32), np.zeros(3, np.float32)], None, 0.5, 1.0)
+
+    assert [len(t.indices) for t in result.tensors] == [0, 0]
+    assert sparse.decode(sparse.encode(sparse.Update(0, bytes(8), 0, 1, result.tensors)), (5, 3)).norm() == 0
+
+
+def test_tiny_values_stay_in_the_residual():
+    """Values below what a float16 scale can state are not sent as zeros of both signs."""
+    result = compress([np.full(4, 1e-9, np.float32)], None, 1.0, 1.0)
+
+    assert len(result.tensors[0].indices) == 0
+
+
+def test_residual_saturates():
+    """A residual beyond float16 becomes its largest finite value, never infinite."""
+    result = compress([np.array([1e6, 1.0], np.float32)], None, 0.5, 1e9)
+
+    assert np.isfinite(floats(result.residual_kept)).all()
+
+
+def test_unfit_input_is_a_value_error():
+    """A residual of another model, or a value that is not finite, is refused."""
+    with pytest.raises(ValueError, match="does not fit"):
+        compress([np.zeros(4, np.float32)], bytes(6), 0.5, 1.0)
+    with pytest.raises(ValueError, match="not finite"):
+        compress([np.array([np.nan], np.float32)], None, 0.5, 1.0)
+
+
+def test_error_feedback_transmits_everything_in_time():
+    """Repeating one delta, the sum of sparse updates approaches the sum of deltas."""
+    rng = np.random.default_rng(1)
+    delta = delta_of(rng, [50])
+    residual, total = None, np.zeros(50, np.float32)
+    for _ in range(60):
+        result = compress(delta, residual, 0.2, 1e3)
+        total += sent(result, [50])
+        residual = result.residual_accepted
+
+    assert np.linalg.norm(total / 60 - delta[0]) < 0.1 * np.linalg.norm(delta[0])

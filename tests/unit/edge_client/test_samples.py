@@ -1,0 +1,131 @@
+"""Loading, checking and dealing out a device's data."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client import samples
+from edge_client.samples import DataError, batches, load, split
+from edge_client.trainer_protocol import DataSource
+from edge_client.wire.messages import DataSchema
+
+
+def write(path, **arrays):
+    np.savez(path, **arrays)
+    return DataSource(str(path))
+
+
+def good(n=20):
+    return {"x": np.ones((n, 6, 100), np.float32), "y": np.arange(n, dtype=np.int64) % 7}
+
+
+def test_a_good_file_is_loaded_and_described(tmp_path):
+    """Shape and classes come from the arrays; the last fifth is held out after a gap of one."""
+    data = load(write(tmp_path / "d.npz", **good()))
+
+    assert data.schema == DataSchema(shape=(6, 100), n_classes=7)
+    assert data.train.tolist() == list(range(15))
+    assert data.holdout.tolist() == [16, 17, 18, 19]
+
+
+def test_hold_out_is_the_end_of_each_segment():
+    """Every recording gives its own end to the hold-out, also when recordings are interleaved."""
+    segment = np.array([0, 1] * 10)
+    train, held = split(segment, 0.2, 1)
+
+    assert train.tolist() == [0, 2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11, 13]
+    assert held.tolist() == [16, 18, 17, 19]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(0, 3))
+def test_split_is_disjoint_and_keeps_the_gap(segment, holdout, gap):
+    """No row is in both parts, and training rows end at least `gap` rows before a segment's hold-out."""
+    segment = np.array(segment)
+    train, held = split(segment, holdout, gap)
+
+    assert not set(train) & set(held)
+    for name in np.unique(segment):
+        rows = np.flatnonzero(segment == name).tolist()
+        mine = [rows.index(r) for r in train if segment[r] == name]
+        theirs = [rows.index(r) for r in held if segment[r] == name]
+        if mine and theirs:
+            assert max(mine) + gap < min(theirs)
+
+
+def broken_files():
+    bad = good()
+    yield "no array 'y'", {"x": bad["x"]}
+    yield "x is float64", bad | {"x": bad["x"].astype(np.float64)}
+    yield "y is int32", bad | {"y": bad["y"].astype(np.int32)}
+    yield "do not go together", bad | {"y": bad["y"][:-1]}
+    yield "do not go together", {"x": bad["x"][:0], "y": bad["y"][:0]}
+    yield "negative", bad | {"y": bad["y"] - 1}
+    yield "not finite", bad | {"x": np.where(np.arange(100) == 3, np.nan, bad["x"]).astype(np.float32)}
+    yield "segment", bad | {"segment": np.zeros(3, np.int64)}
+    yield "not a readable", {"x": np.array([object()], dtype=object), "y": bad["y"]}
+
+
+@pytest.mark.parametrize(("reason", "arrays"), list(broken_files()))
+def test_malformed_data_is_refused(tmp_path, reason, arrays):
+    """Data not of the declared form, pickles included, is `bad_data` with the reason."""
+    with pytest.raises(DataError, match=reason) as caught:
+        load(write(tmp_path / "d.npz", **arrays))
+
+    assert caught.value.code == "bad_data"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 truncated"])
+def test_unreadable_file_is_refused(tmp_path, content):
+    """A missing, empty or damaged file is `bad_data`, named by its path."""
+    path = tmp_path / "d.npz"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(DataError, match=r"d\.npz"):
+        load(DataSource(str(path)))
+
+
+def test_oversized_data_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """The unpacked size is checked against its limit first."""
+    monkeypatch.setattr(samples, "DATA_BYTES_MAX", 1000)
+
+    with pytest.raises(DataError, match="1000 B is the most"):
+        load(write(tmp_path / "d.npz", **good()))
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (DataSchema((6, 128), 7, ("channel", "time")), r"axis 1 \(time\) is 100 in the data, 128 in the job"),
+        (DataSchema((3, 100), 7), "axis 0 is 6 in the data, 3 in the job"),
+        (DataSchema((600,), 7), r"\[6, 100\] in the data, \[600\] in the job"),
+        (DataSchema((6, 100), 5), "7 classes, the job has 5"),
+    ],
+)
+def test_mismatch_names_the_axis(tmp_path, schema, reason):
+    """Data that does not fit the job is `schema_mismatch`, naming the axis by number and name."""
+    data = load(write(tmp_path / "d.npz", **good()))
+
+    with pytest.raises(DataError, match=reason) as caught:
+        samples.check(data, schema)
+
+    assert caught.value.code == "schema_mismatch"
+
+
+def test_batches_are_seeded_full_and_fair():
+    """Each pass deals every row at most once, all batches are full, and a seed repeats them."""
+    rows = np.arange(100, 110)
+    first, again = (batches(rows, 4, np.random.default_rng(5)) for _ in range(2))
+    dealt = [next(first) for _ in range(6)]
+
+    assert [b.tolist() for b in dealt] == [next(again).tolist() for _ in range(6)]
+    assert {len(b) for b in dealt} == {4}
+    assert len(set(np.concatenate(dealt[:2]))) == 8
+    assert set(np.concatenate(dealt)) <= set(rows)
+
+
+def test_a_batch_is_never_larger_than_the_data():
+    """Fewer rows than the batch size give batches of all rows; no rows give none."""
+    assert sorted(next(batches(np.arange(3), 32, np.random.default_rng(0)))) == [0, 1, 2]
+    assert list(batches(np.arange(0), 32, np.random.default_rng(0))) == []

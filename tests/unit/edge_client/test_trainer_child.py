@@ -1,0 +1,237 @@
+"""The trainer child: tasks in, answers out, in process and as a process."""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_client import trainer_child
+from edge_client.bundle import PARAMS
+from edge_client.trainer_child import GRID_FILE, Child
+from edge_client.trainer_protocol import (
+    DataSource,
+    Described,
+    DescribeTask,
+    Failed,
+    Progress,
+    Trained,
+    TrainTask,
+    receive_answer,
+    send,
+)
+from edge_client.wire import grid, sparse
+from edge_client.wire.messages import TrainingPlan
+from firmware_tools import compile_training
+from firmware_tools.zoo import cnn1d
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_training(cnn1d(2, 16, 3, widths=(4, 4, 4)), axes=("channel", "time"))
+
+
+@pytest.fixture
+def task(compiled, tmp_path):
+    """A task from version 0, its data learnable."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 120)
+    x = (rng.standard_normal((120, 2, 16)) * 0.3 + (y - 1)[:, None, None]).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    (tmp_path / "v0").write_bytes(compiled.members[PARAMS])
+    (tmp_path / "ws").mkdir()
+    frame = grid.decode(compiled.members[PARAMS], compiled.manifest.sizes)
+    return TrainTask(
+        job="j",
+        workspace=str(tmp_path / "ws"),
+        bundle_path=str(compiled.save(tmp_path / "n.bundle")),
+        model_paths=(str(tmp_path / "v0"),),
+        version=0,
+        version_hash=frame.model_hash.hex(),
+        source=DataSource(str(tmp_path / "d.npz")),
+        data=compiled.manifest.data,
+        plan=TrainingPlan(steps=30, batch_size=16, learning_rate=0.05, density=0.1, norm_max=10.0),
+        seq=4,
+    )
+
+
+@pytest.fixture
+def child():
+    said = []
+    worker = Child(said.append)
+    worker.said = said
+    return worker
+
+
+def changed(task, **fields):
+    return msgspec.structs.replace(task, **fields)
+
+
+def test_training_gives_a_decodable_update_of_a_better_model(child, task, compiled):
+    """The update names its base, has the planned density, and the hold-out improves."""
+    answer = child.perform(task)
+    update = sparse.decode(answer.frame, compiled.manifest.sizes)
+
+    assert isinstance(answer, Trained)
+    assert (update.base_version, update.base_hash.hex(), update.seq) == (0, task.version_hash, 4)
+    assert update.n_samples == 95
+    assert sum(len(t.indices) for t in update.tensors) <= round(0.1 * compiled.manifest.parameters)
+    assert 0 < update.norm() <= task.plan.norm_max
+    assert answer.evaluation.after.loss < answer.evaluation.before.loss
+    assert answer.evaluation.before.n == 24
+    assert answer.evaluation.memory_bytes > 0
+    assert len(answer.residual_kept) == len(answer.residual_accepted) == 2 * compiled.manifest.parameters
+
+
+def test_progress_ends_with_the_last_step(child, task):
+    """Whatever the pace, the last report is of the last step."""
+    child.perform(task)
+
+    assert isinstance(child.said[-1], Progress)
+    assert (child.said[-1].step, child.said[-1].steps) == (30, 30)
+
+
+def test_the_same_task_gives_the_same_update(child, task):
+    """Training is a function of model, data, plan and sequence number; another number deals other batches."""
+    first, again = child.perform(task), child.perform(task)
+    other = child.perform(changed(task, seq=5))
+
+    assert first.frame == again.frame
+    assert first.residual_kept == again.residual_kept
+    assert other.residual_kept != first.residual_kept
+
+
+def test_the_residual_joins_the_update(child, task, compiled):
+    """A residual handed in is part of u."""
+    extra = np.zeros(compiled.manifest.parameters, "<f2")
+    extra[3] = 5.0
+    plain, fed = child.perform(task), child.perform(changed(task, residual=extra.tobytes()))
+    gain = np.frombuffer(fed.residual_kept, "<f2")[3] - np.frombuffer(plain.residual_kept, "<f2")[3]
+
+    assert float(gain) == pytest.approx(5.0, rel=0.01)
+
+
+def test_deltas_build_on_the_workspace(child, task, compiled, tmp_path):
+    """The workspace keeps the model, so the next version needs only a delta; without blobs it is current."""
+    child.perform(task)
+    old = grid.decode(compiled.members[PARAMS], compiled.manifest.sizes).values
+    new = tuple(v + 1 for v in old)
+    (tmp_path / "v1").write_bytes(grid.encode_delta(1, 0, new, old))
+    wanted = {"version": 1, "version_hash": grid.model_hash(new).hex()}
+    by_delta = child.perform(changed(task, model_paths=(str(tmp_path / "v1"),), **wanted))
+    current = child.perform(changed(task, model_paths=(), **wanted))
+
+    assert isinstance(by_delta, Trained)
+    assert by_delta.frame == current.frame
+    assert grid.decode((tmp_path / "ws" / GRID_FILE).read_bytes(), compiled.manifest.sizes).version == 1
+
+
+def test_a_damaged_workspace_needs_a_keyframe(child, task, tmp_path):
+    """A torn model file counts as absent: a key-frame heals it."""
+    (tmp_path / "ws" / GRID_FILE).write_bytes(b"torn")
+
+    assert isinstance(child.perform(task), Trained)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"version_hash": "00" * 8}, {"version": 7}, {"model_paths": ("absent",)}, {"model_paths": (__file__,)}],
+)
+def test_a_model_that_is_not_the_published_one_is_resync(child, task, tmp_path, fields):
+    """Wrong hash, wrong version, missing or foreign blobs are `resync`, and nothing is stored."""
+    answer = child.perform(changed(task, **fields))
+
+    assert isinstance(answer, Failed)
+    assert answer.code == "resync"
+    assert not (tmp_path / "ws" / GRID_FILE).exists()
+
+
+def test_failures_have_their_codes(child, task, tmp_path):
+    """Each kind of failure has its code, and the child goes on to train."""
+    np.savez(tmp_path / "short.npz", x=np.ones((9, 2, 8), np.float32), y=np.zeros(9, np.int64))
+    short = DataSource(str(tmp_path / "short.npz"))
+    diverging = msgspec.structs.replace(task.plan, learning_rate=1e30)
+    cases = {
+        "bad_bundle": changed(task, bundle_path=str(tmp_path / "d.npz")),
+        "bad_data": changed(task, source=DataSource(str(tmp_path / "absent.npz"))),
+        "schema_mismatch": changed(task, source=short),
+        "not_finite": changed(task, plan=diverging),
+    }
+    codes = {code: child.perform(failing).code for code, failing in cases.items()}
+
+    assert codes == {code: code for code in cases}
+    assert "axis 1 (time) is 8 in the data, 16 in the job" in child.perform(cases["schema_mismatch"]).message
+    assert isinstance(child.perform(task), Trained)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("std::bad_alloc"), "out_of_memory"),
+        (RuntimeError("sample 0.123"), "internal"),
+    ],
+)
+def test_foreign_errors_never_quote_data(child, task, monkeypatch, capsys, failure):
+    """I8: running out of memory has its code; any other exception is named by type only, also on stderr."""
+    error, code = failure
+
+    def fail(_source):
+        raise error
+
+    monkeypatch.setattr(trainer_child.samples, "load", fail)
+    answer = child.perform(task)
+
+    assert answer.code == code
+    assert "0.123" not in answer.message + capsys.readouterr().err
+
+
+def test_bundle_and_data_are_opened_once(child, task, monkeypatch):
+    """Unchanged files are not read again; a changed one is."""
+    child.perform(task)
+    monkeypatch.setattr(trainer_child.TrainingSession, "__init__", None)
+    reads = []
+    real = trainer_child.samples.load
+    monkeypatch.setattr(trainer_child.samples, "load", lambda source: reads.append(source) or real(source))
+    child.perform(task)
+    os.utime(task.source.path, ns=(1, 1))
+    answer = child.perform(task)
+
+    assert isinstance(answer, Trained)
+    assert len(reads) == 1
+
+
+def test_the_process_speaks_only_the_protocol(task, compiled):
+    """As a process it answers in order and ends with code 0 when its stdin closes."""
+    command = [sys.executable, "-m", "edge_client.trainer_child"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        send(process.stdin, DescribeTask(task.source))
+        send(process.stdin, task)
+        described = receive_answer(process.stdout)
+        answer = receive_answer(process.stdout)
+        while isinstance(answer, Progress):
+            answer = receive_answer(process.stdout)
+        process.stdin.close()
+        rest = process.stdout.read()
+
+    assert described == Described(msgspec.structs.replace(compiled.manifest.data, axes=()), 120)
+    assert isinstance(answer, Trained)
+    assert rest == b""
+    assert process.returncode == 0
+
+
+def test_what_prints_goes_to_stderr():
+    """Anything written to stdout inside the child lands on stderr, so it cannot break a message."""
+    script = (
+        "import edge_client.trainer_child as c\n"
+        "c.serve = lambda stdin, stdout: print('stray')\n"
+        "c.main()\n"
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, stdin=subprocess.DEVNULL, check=True
+    )
+
+    assert done.stdout == b""
+    assert b"stray" in done.stderr

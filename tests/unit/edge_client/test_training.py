@@ -1,0 +1,115 @@
+"""TrainingSession: state handling around the compiled graphs, which firmware_tools' tests check."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from edge_client.bundle import TRAIN, BundleError
+from edge_client.training import EVAL_BATCH, TrainingSession
+from firmware_tools import compile_training
+from firmware_tools.bundle import describe, pack
+from firmware_tools.zoo import cnn1d
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_training(cnn1d(2, 16, 3, widths=(4, 4, 4)))
+
+
+@pytest.fixture
+def session(compiled, tmp_path):
+    return TrainingSession(compiled.save(tmp_path / "n.bundle"))
+
+
+def data(n):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((n, 2, 16)).astype(np.float32), rng.integers(0, 3, n)
+
+
+def test_load_restores_parameters_exactly(session):
+    """Parameters taken out and put back give the same losses again."""
+    x, y = data(8)
+    saved = session.params
+    first = [session.step(x, y, 0.1) for _ in range(3)]
+    session.load(saved)
+    session.reset_optimizer()
+
+    assert [session.step(x, y, 0.1) for _ in range(3)] == first
+
+
+def test_params_are_copies(session):
+    """Writing to what `params` returns changes nothing inside."""
+    session.params["conv1.weight"][:] = 9
+
+    assert not (session.params["conv1.weight"] == 9).any()
+
+
+def test_loaded_arrays_are_not_changed_by_training(session):
+    """The caller's arrays stay as they were: the update is measured against them."""
+    mine = session.params
+    before = {k: v.copy() for k, v in mine.items()}
+    session.load(mine)
+    session.step(*data(8), 0.5)
+
+    assert all((mine[k] == before[k]).all() for k in mine)
+
+
+def test_evaluation_is_the_mean_over_uneven_batches(session):
+    """Loss and accuracy do not depend on how the data falls into batches."""
+    x, y = data(EVAL_BATCH + 5)
+    whole = session.evaluate(x, y)
+    one_by_one = [session.evaluate(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+
+    assert whole.n == len(x)
+    assert whole.loss == pytest.approx(np.mean([m.loss for m in one_by_one]), rel=1e-5)
+    assert whole.accuracy == pytest.approx(np.mean([m.accuracy for m in one_by_one]))
+
+
+def test_empty_evaluation_is_zero(session):
+    """No hold-out gives n = 0 instead of a division by zero."""
+    assert session.evaluate(*data(0)).n == 0
+
+
+def test_wrong_shape_is_refused(session):
+    """Loading a tensor of another shape names it."""
+    with pytest.raises(ValueError, match=r"dense\.bias"):
+        session.load(session.params | {"dense.bias": np.zeros(4, np.float32)})
+
+
+def test_other_arithmetic_keeps_its_denormals(session):
+    """A session in a shared process leaves the floating-point mode of its thread alone."""
+    session.step(*data(4), 0.1)
+
+    assert np.float64(1e-310) * np.float64(1.0) > 0
+
+
+def test_memory_is_measured(session):
+    """Peak memory is of this process, in bytes."""
+    assert session.memory_bytes > 10_000_000
+
+
+def test_a_damaged_member_is_refused(compiled, tmp_path):
+    """A graph whose bytes changed does not have its digest and is not run."""
+    path = compiled.save(tmp_path / "n.bundle")
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        raw[archive.getinfo(TRAIN).header_offset + 200] ^= 1
+    path.write_bytes(raw)
+
+    with pytest.raises(BundleError, match=r"train\.onnx"):
+        TrainingSession(path)
+
+
+def test_a_graph_that_is_no_graph_is_refused(compiled, tmp_path):
+    """A bundle whose graph ONNX Runtime cannot load is a BundleError, not a runtime's own."""
+    members = {**compiled.members, TRAIN: b"\x00garbage"}
+    manifest = type(compiled.manifest)(
+        **{f: getattr(compiled.manifest, f) for f in compiled.manifest.__struct_fields__ if f != "files"},
+        files=describe(members),
+    )
+    path = tmp_path / "n.bundle"
+    path.write_bytes(pack(manifest, members))
+
+    with pytest.raises(BundleError, match="does not load"):
+        TrainingSession(path)
