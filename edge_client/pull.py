@@ -142,7 +142,7 @@ class Puller:
             if self._transfer.complete:
                 steps += self._finish()
                 continue
-            if self._transfer.timeouts >= TIMEOUTS_MAX:
+            if self._transfer.timeouts >= TIMEOUTS_MAX and now >= self._transfer.due:
                 steps.append(PullFailed(self._transfer.blob.digest, "no answer from the bridge"))
                 self._transfer = None
                 continue

@@ -48,6 +48,7 @@ class Node:
         self.folder = folder
         self.config = folder / "device.toml"
         self.child = child
+        self.prelude = ""  # code that runs before the daemon's imports
         self.process = None
         declared = data or (
             '[data.demo]\npath = "demo.npz"\nshape = [2, 8]\nclasses = 3\naxes = ["channel", "time"]\n'
@@ -62,7 +63,7 @@ class Node:
         """Start the daemon; its log goes on in the same file."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _RUN, str(self.config), self.child],
+                [sys.executable, "-c", self.prelude + _RUN, str(self.config), self.child],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stderr=log,
             )

@@ -8,12 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from broker_bridge.broker import Broker, free_port
-from edge_client.wire import topics
-from edge_client.wire.messages import DataSchema, JobEnd
-from tests.e2e.fleet import ROOT, WAIT_S, Bridge, Node
+from edge_client.bundle import open_bundle
+from edge_client.wire import grid, topics
+from edge_client.wire.messages import Assignment, DataSchema, JobEnd, Offer, TrainingPlan
+from firmware_tools.compiler import compile_training
+from firmware_tools.zoo import cnn1d
+from tests.e2e.fleet import ROOT, SCHEMA, WAIT_S, Bridge, Node
 
 STATUS = (sys.executable, "-c", "from edge_client.commands import device; device()", "status", "--json")
 
@@ -235,13 +239,59 @@ def test_second_daemon_on_the_same_state_is_refused(bridge, node):
     assert b"another daemon uses this state" in second.log.read_bytes()
 
 
-def test_daemon_loads_neither_numpy_nor_onnxruntime():
-    """The daemon's memory budget: numpy and ONNX Runtime are the trainer child's alone."""
-    code = "import sys, edge_client.daemon; print({'numpy', 'onnxruntime'} & {*sys.modules})"
+def test_real_trainer_child_learns_and_no_sample_leaves(bridge, broker, tmp_path):
+    """I8: the real child trains and evaluates; no message, log line or state file carries a sample."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 2, 8)).astype(np.float32)
+    y = np.arange(60) % 3
+    x[np.arange(60), 0, y] += 4
+    np.savez(tmp_path / "demo.npz", x=x, y=y)
+    compiled = compile_training(
+        cnn1d(channels=2, length=8, classes=3, widths=(4, 4)), axes=("channel", "time")
+    )
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(compiled.to_bytes())
+    opened = open_bundle(path)
+    model = opened.member("params.keyframe")
+    start = grid.decode(model, opened.manifest.sizes)
+    bundle = bridge.blob(path.read_bytes())
+    bridge.say(topics.offer("all", "job"), Offer("job", "demo", SCHEMA, bundle, 5.0), retain=True)
+    node = Node(tmp_path, broker.port, child="").start()
+    try:
+        ask = bridge.ask()
+        plan = TrainingPlan(40, 8, 0.05, 1.0, 100.0)
+        given = Assignment(
+            "job", ask["ask"], 0, start.model_hash.hex(), bundle, (bridge.blob(model),), plan, 60.0
+        )
+        bridge.say(topics.assign("dev", "job"), given)
+        uid, frame = bridge.update()
+        evaluation = bridge.wait("eval")[1]
+        assert evaluation["after"]["loss"] < evaluation["before"]["loss"]
+        bridge.receipt(uid)
+        assert bridge.wait("ask", lambda b: b["ask"] > ask["ask"])[1]["holds"] == 0
+    finally:
+        node.stop()
+    seen = b"".join(payload for _, payload in bridge.heard) + node.log.read_bytes() + frame
+    kept = b"".join(p.read_bytes() for p in (tmp_path / "state").rglob("*") if p.is_file())
+    for sample in x[:10]:
+        for value in sample.ravel()[:4]:
+            assert f"{value:.6f}".encode() not in seen
+        assert sample.tobytes()[:16] not in seen + kept
+
+
+def test_checkup_says_exactly_what_is_wrong(tmp_path):
+    """`device check` exits 1 and names the axis of a data set and the address of a broker that do not fit."""
+    np.savez(tmp_path / "demo.npz", x=np.zeros((9, 2, 7), np.float32), y=np.zeros(9, np.int64))
+    node = Node(tmp_path, free_port())
+    check = [sys.executable, "-c", "from edge_client.commands import device; device()", "check", "--json"]
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [*check, "--config", str(node.config)],
         capture_output=True,
-        check=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout == b"set()\n"
+    data, broker = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert "axis 1 (time) has 7 values, the configuration declares 8" in data["detail"]
+    assert not broker["ok"]
+    assert "refused" in broker["detail"]
