@@ -13,22 +13,24 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+from edge_client.training import TrainingSession
+
 BATCH = 32
 WARM_UP = 20  # steps before timing: the runtime plans its memory in the first
 
 
-def build(path, quantize):
-    from firmware_tools import compile_training
-    from firmware_tools.zoo import cnn1d
+def build(path: Path, quantize: str) -> None:
+    """Compile the network."""
+    from firmware_tools import compile_training  # noqa: PLC0415 - onnx stays out of the measured process
+    from firmware_tools.zoo import cnn1d  # noqa: PLC0415
 
     compile_training(cnn1d(), quantize=quantize, batch_size=BATCH).save(path)
 
 
-def measure(path, steps):
-    import numpy as np
-
-    from edge_client.training import TrainingSession
-
+def measure(path: Path, steps: int) -> None:
+    """Train on random samples and print what it takes."""
     session = TrainingSession(path, flush_denormals=True)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1024, 6, 100)).astype(np.float32)
@@ -46,7 +48,8 @@ def measure(path, steps):
     print(f"peak RSS    {trained / 1e6:.0f} MB training, {session.memory_bytes / 1e6:.0f} MB with evaluation")
 
 
-def main():
+def main() -> None:
+    """Compile apart, measure here."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--quantize", choices=["int8-weights", "none"], default="int8-weights")

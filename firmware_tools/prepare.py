@@ -17,6 +17,7 @@ from onnx.inliner import inline_local_functions
 
 from firmware_tools.autodiff.graph import needed
 from firmware_tools.errors import ModelError
+from firmware_tools.rewrite import pool_before_relu
 
 OPSET_MIN = 18  # reductions take their axes as an input from here on; older models are converted up
 OPSET_MAX = 22  # the newest that onnxruntime 1.22, the oldest we support on devices, runs completely
@@ -59,7 +60,7 @@ def prepare(model: onnx.ModelProto | str | Path) -> Network:
         else:
             nodes.append(_plain(node))
     nodes, target, notes = _strip_softmax(nodes, graph.output[0].name)
-    nodes = needed(nodes, [target])
+    nodes = pool_before_relu(needed(nodes, [target]), target)
     if not any(source in node.input for node in nodes):
         raise ModelError(f"output {target!r} does not depend on input {source!r}")
     rename = _renaming(source, target, nodes, constants)
