@@ -24,7 +24,8 @@ from edge_client.wire.messages import JobEnd
 
 READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
 MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
-TRIM_INTERVAL_S = 30.0  # folded entries stay this long; trimming at each memo would double the writes
+TRIM_INTERVAL_S = 30.0  # trimming at each memo would double the writes
+LOG_KEPT = 256  # folded entries of a partition that stay for a person to look into
 TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
 
 log = structlog.get_logger()
@@ -181,7 +182,8 @@ class Engine:
         self._trim_at = self._memo_at
         for partition in range(self.ports.partitions):
             unread = [j.folded.get(partition, 0) for j in self.jobs.values() if j.buffered]
-            await self.ports.log.trim(partition, min([self.cursor[partition], *unread]) + 1)
+            below = min([self.cursor[partition] - LOG_KEPT, *unread]) + 1
+            await self.ports.log.trim(partition, max(below, 0))
 
     async def _wait(self) -> None:
         waits = [

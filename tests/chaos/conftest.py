@@ -1,0 +1,273 @@
+"""A whole server and real daemons, an observer that keeps its own ledger, and the audit at the end."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import paho.mqtt.client as mqtt
+import pytest
+
+from aggregator.client import Api
+from aggregator.commit import commit
+from aggregator.fold import Fold
+from aggregator.supervise import Supervisor
+from aggregator.versions import load_manifest, load_model
+from broker_bridge import cells
+from broker_bridge.broker import find_mosquitto
+from broker_bridge.ports import Kind
+from broker_bridge.ports.open import open_ports
+from broker_bridge.records import UpdateRecord
+from edge_client.wire import messages, sparse, topics
+from edge_client.wire.messages import Receipt
+from firmware_tools.compiler import compile_training
+from firmware_tools.zoo import cnn1d
+
+WAIT_S = 60.0
+CONFIG = """
+[device]
+id = "{name}"
+state_dir = "state"
+[broker]
+host = "127.0.0.1"
+port = {port}
+[data.waves]
+path = "shard.npz"
+shape = [2, 16]
+classes = 3
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(condition, what, seconds=WAIT_S):
+    """Wait for a condition with a deadline; return its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+class Ledger:
+    """What an independent observer on the broker saw: frames sent by uid, and receipts by uid."""
+
+    def __init__(self, port):
+        self.frames = {}
+        self.verdicts = {}
+        self._lock = threading.Lock()
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="ledger")
+        self._client.on_message = self._seen
+        self._client.on_connect = lambda client, *_: client.subscribe(
+            [(f"{topics.ROOT}/d/+/up/#", 1), (f"{topics.ROOT}/c/+/receipt", 1)]
+        )
+        self._client.reconnect_delay_set(1, 1)
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+
+    def _seen(self, _client, _userdata, message):
+        with self._lock:
+            if message.topic.endswith("/receipt"):
+                receipt = messages.decode(Receipt, message.payload)
+                if receipt.verdict != "incomplete":
+                    self.verdicts.setdefault(receipt.uid, set()).add((receipt.verdict, receipt.code))
+                return
+            uid = topics.parse_up(message.topic).uid
+            self.frames.setdefault(str(uid), set()).add(bytes(message.payload))
+
+    def stop(self):
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class Fleet:
+    """A server under a supervisor thread, and daemons."""
+
+    def __init__(self, directory: Path, kind: str):
+        self.directory = directory
+        self.supervisor = Supervisor(directory / "server", free_port(), 0, kind)
+        self.daemons = {}
+        self._tending = threading.Event()
+        self._killed = []
+
+    def start(self):
+        self.supervisor.start()
+        self.mqtt_port = self.supervisor.broker.port
+        self.api = Api(f"http://127.0.0.1:{self.supervisor.http_port}")
+        until(self.healthy, "the API answers")
+        self.ledger = Ledger(self.mqtt_port)
+
+    def healthy(self):
+        try:
+            return self.api.health()["status"] == "ok"
+        except Exception:
+            return False
+
+    def job(self):
+        try:
+            return self.api.job("waves")
+        except Exception:
+            return None
+
+    def start_job(self, bundle, **fields):
+        spec = {
+            "name": "waves",
+            "bundle": self.api.upload(bundle),
+            "dataset": "waves",
+            "retry_s": 1,
+            **fields,
+        }
+        self.api.start({"buffer_size": 3, "concurrency": 8, "training": {"steps": 3, "density": 0.1}, **spec})
+
+    def start_device(self, name):
+        home = self.directory / name
+        if not home.exists():
+            home.mkdir()
+            rng = np.random.default_rng(len(name) + ord(name[-1]))
+            y = np.arange(60) % 3
+            waves = np.sin((1 + y)[:, None, None] * np.arange(16) / 3 + rng.uniform(0, 6, (60, 2, 1)))
+            np.savez(home / "shard.npz", x=waves.astype(np.float32), y=y)
+            (home / "device.toml").write_text(CONFIG.format(name=name, port=self.mqtt_port))
+        with (home / "daemon.log").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                [sys.executable, "-m", "edge_client", "device", "run", "--config", str(home / "device.toml")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill_device(self, name):
+        daemon = self.daemons.pop(name)
+        daemon.kill()
+        daemon.wait()
+
+    def kill_child(self, name):
+        """SIGKILL a server process, then let the supervisor bring it back."""
+        child = next(c for c in self.supervisor.children if c.name == name)
+        os.kill(child.process.pid, signal.SIGKILL)
+        child.process.wait()
+        self.supervisor.tend()
+
+    def kill_broker(self):
+        self.supervisor.broker.kill()
+        self.supervisor.tend()
+
+    def stop_devices(self):
+        for daemon in self.daemons.values():
+            daemon.terminate()
+        for daemon in self.daemons.values():
+            daemon.wait(20)
+        self.daemons.clear()
+
+    def close(self):
+        for daemon in self.daemons.values():
+            daemon.kill()
+            daemon.wait()
+        if hasattr(self, "ledger"):
+            self.ledger.stop()
+        if hasattr(self, "api"):
+            self.api._http.close()
+        self.supervisor.stop()
+
+    def audit(self):
+        """Stop the server and prove from its files that every accepted update was folded exactly once.
+
+        Returns the number of updates folded.
+        """
+        self.ledger.stop()
+        self.supervisor.stop()
+        return asyncio.run(_audit(self.directory / "server" / "fleet.db", self.ledger))
+
+
+async def _audit(path, ledger):
+    ports = open_ports(f"sqlite:///{path}")
+    try:
+        entries = {}
+        for partition in range(ports.partitions):
+            for entry in await ports.log.read(partition, 0, 100_000):
+                if entry.kind is Kind.UPDATE:
+                    entries[partition, entry.offset] = entry
+        uids = [entry.uid for entry in entries.values()]
+        assert len(set(uids)) == len(uids), "a uid is in the log twice"
+        accepted = {uid for uid, seen in ledger.verdicts.items() if seen == {("accepted", "")} and ":" in uid}
+        assert {uid for uid, seen in ledger.verdicts.items() if len(seen) > 1} == set(), "two verdicts"
+        assert accepted & set(ledger.frames) <= set(uids), "an accepted update is not in the log"
+        for entry in entries.values():
+            record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
+            assert ledger.frames.get(entry.uid, {record.frame}) == {record.frame}, (
+                "other bytes than were sent"
+            )
+        _, value = await ports.heads.load(cells.version_key("waves"))
+        manifest = await load_manifest(
+            ports.blobs, msgspec.json.decode(value, type=cells.VersionCell).manifest
+        )
+        _, spec = await ports.heads.load("spec/waves")
+        bundle = compile_bundle().manifest
+        assert msgspec.json.decode(spec)["state"] == "ended"
+        folded = []
+        while manifest.parent:
+            folded += await _replay(ports, manifest, bundle, entries)
+            manifest = await load_manifest(ports.blobs, manifest.parent)
+        assert sorted(folded) == sorted(uids), "the log and the versions do not hold the same updates"
+        return len(folded)
+    finally:
+        await ports.close()
+
+
+async def _replay(ports, manifest, bundle, entries):
+    """Fold a version's log ranges again: the result must be the stored model, to the last bit."""
+    fold, folded = Fold(bundle.sizes, "uniform"), []
+    for (partition, offset), entry in entries.items():
+        after, upto = manifest.included.get(partition, (0, 0))
+        if after < offset <= upto:
+            frame = msgspec.msgpack.decode(entry.body, type=UpdateRecord).frame
+            fold.add(sparse.decode(frame, bundle.sizes))
+            folded.append(entry.uid)
+    assert {base: bucket.count for base, bucket in fold.buckets.items()} == manifest.bases
+    if manifest.version <= 20:  # later ones may follow models that retention has deleted
+        parent = await load_manifest(ports.blobs, manifest.parent)
+        before = await load_model(ports.blobs, parent, bundle.sizes)
+        steps = [tensor.step_exp for tensor in bundle.tensors]
+        again = commit(before, steps, fold, manifest.weights, manifest.server_lr)
+        stored = await load_model(ports.blobs, manifest, bundle.sizes)
+        assert all(np.array_equal(a, b) for a, b in zip(again, stored, strict=True)), (
+            "replay gives other bytes"
+        )
+    return folded
+
+
+def compile_bundle():
+    return compile_training(cnn1d(channels=2, length=16, classes=3, widths=(4, 8)), learning_rate=0.02)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> bytes:
+    return compile_bundle().to_bytes()
+
+
+@pytest.fixture(params=["mosquitto", "iotcore"])
+def fleet(request, tmp_path):
+    """A started server with the named broker."""
+    if request.param == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("mosquitto is not installed")
+    if request.param == "iotcore":
+        pytest.importorskip("iotcore", reason="iotcore comes with the extra [demo]")
+    fleet = Fleet(tmp_path, request.param)
+    try:
+        fleet.start()
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,0 +1,84 @@
+"""Whatever is killed, the job goes on, and every update is folded exactly once."""
+
+from tests.chaos.conftest import until
+
+DEVICES = ("dev-a", "dev-b", "dev-c", "dev-d")
+
+
+def run_until(fleet, versions):
+    return until(lambda: (j := fleet.job()) and j["version"] >= versions and j, f"{versions} versions")
+
+
+def finish(fleet):
+    """End the job, let every device hear it and settle its outbox, then audit."""
+    fleet.api.stop("waves")
+
+    def settled():
+        tasks = [d["tasks"].get("waves") for d in fleet.api.devices()]
+        return all(t and t["status"] and t["status"]["state"] == "ended" for t in tasks)
+
+    until(settled, "every device removed the workspace")
+    for name in fleet.daemons:
+        assert not list((fleet.directory / name / "state" / "workspaces").glob("*"))
+    fleet.stop_devices()
+    return fleet.audit()
+
+
+def test_a_quiet_run_folds_every_update_once(fleet, bundle):
+    """I1, I2: without faults the log, the versions and an independent ledger agree to the last bit."""
+    fleet.start_job(bundle)
+    for name in DEVICES:
+        fleet.start_device(name)
+    run_until(fleet, 4)
+
+    assert finish(fleet) >= 12
+
+
+def test_a_device_killed_while_it_trains_comes_back(fleet, bundle):
+    """I4: kill -9 of a daemon loses nothing it had finished, and its sequence numbers go on."""
+    fleet.start_job(bundle)
+    for name in DEVICES:
+        fleet.start_device(name)
+    run_until(fleet, 1)
+
+    for _ in range(3):
+        until(
+            lambda: any(d["device"] == "dev-a" and d["tasks"] for d in fleet.api.devices()),
+            "dev-a is at work",
+        )
+        fleet.kill_device("dev-a")
+        fleet.start_device("dev-a")
+        run_until(fleet, fleet.api.job("waves")["version"] + 1)
+
+    assert finish(fleet) >= 9
+
+
+def test_a_broker_killed_with_updates_in_flight_loses_none(fleet, bundle):
+    """I1: kill -9 of the broker twice; devices send again what has no receipt."""
+    fleet.start_job(bundle)
+    for name in DEVICES:
+        fleet.start_device(name)
+    run_until(fleet, 1)
+
+    for _ in range(2):
+        fleet.kill_broker()
+        run_until(fleet, fleet.api.job("waves")["version"] + 2)
+
+    assert finish(fleet) >= 12
+
+
+def test_a_server_killed_mid_buffer_goes_on_from_its_version(fleet, bundle):
+    """I1, I2, I3: kill -9 of aggregator and bridge with a part-full buffer; the version and the sums are the same."""
+    fleet.start_job(bundle, buffer_size=5)
+    for name in DEVICES:
+        fleet.start_device(name)
+    run_until(fleet, 1)
+
+    for victim in ("aggregator", "broker_bridge", "aggregator"):
+        before = until(lambda: (j := fleet.job()) and j["buffered"] >= 1 and j, "a part-full buffer")
+        fleet.kill_child(victim)
+        until(fleet.healthy, "the API answers again")
+        assert fleet.api.job("waves")["version"] >= before["version"]
+        run_until(fleet, before["version"] + 2)
+
+    assert finish(fleet) >= 15
