@@ -172,7 +172,8 @@ class Daemon:
         try:
             parsed = topics.parse_down(topic)
             if isinstance(parsed, topics.BlobTopic):
-                self._follow(self._puller.chunk(parsed.digest, parsed.index, payload, time.monotonic()))
+                data = inbox.chunk(parsed, payload)
+                self._follow(self._puller.chunk(parsed.digest, parsed.index, data, time.monotonic()))
                 return
             event = inbox.read(topic, payload)
         except RemoteWireError as error:

@@ -1,7 +1,7 @@
 """What a message to the device means: topic and payload to one event, or a RemoteWireError. Pure."""
 
 from edge_client import events as ev
-from edge_client.wire import topics
+from edge_client.wire import chunks, frame, topics
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Assignment, JobEnd, Offer, Receipt, ServiceState, decode
 
@@ -33,6 +33,19 @@ def read(topic: str, payload: bytes) -> ev.Event | None:
             state = decode(ServiceState, payload)
             return ev.BridgeState(service, state.state == "up", state.conn_seq)
     return None
+
+
+def chunk(topic: topics.BlobTopic, payload: bytes) -> bytes | None:
+    """The bytes of a blob's chunk; None when the server has no such blob. Raises RemoteWireError."""
+    if not payload:
+        return None
+    kind, _, body = frame.decode(payload)
+    if kind is not frame.Kind.CHUNK:
+        raise RemoteWireError("bad_frame", f"a {kind.name} frame where a CHUNK was expected")
+    part = chunks.decode(body)
+    if part.index != topic.index or part.digest.hex() != topic.digest[:16]:
+        raise RemoteWireError("bad_chunk", f"chunk {part.index} of another blob on {topic}")
+    return part.data
 
 
 def _same(said: str, topic: str) -> None:

@@ -152,12 +152,12 @@ class Puller:
             break
         return steps
 
-    def chunk(self, digest: str, index: int, payload: bytes, now: float) -> list[Step]:
-        """Take a chunk; an empty chunk 0 says that the server has no such blob."""
+    def chunk(self, digest: str, index: int, payload: bytes | None, now: float) -> list[Step]:
+        """Take a chunk's bytes; None says that the server has no such blob."""
         transfer = self._transfer
         if transfer is None or transfer.blob.digest != digest:
             return []
-        if index == 0 and not payload and transfer.blob.size > 0:
+        if payload is None:
             self._transfer = None
             return [PullFailed(digest, "the server has no such blob"), *self.tick(now)]
         data = transfer.chunk(index, payload)

@@ -15,7 +15,7 @@ from aggregator.demo.data import Shard
 from aggregator.demo.plan import BATCH_SIZE, GAP, HOLDOUT, LEARNING_RATE, PATIENCE, Budget
 from aggregator.ending import plateaued
 from aggregator.history import SMOOTHING_VERSIONS
-from edge_client.samples import minibatches, split
+from edge_client.samples import batches, split
 from edge_client.training import TrainingSession
 
 
@@ -50,14 +50,14 @@ def split_shards(shards: Sequence[Shard]) -> Split:
 
 def train(session: TrainingSession, part: Split, unseen: Shard, budget: Budget, seed: int) -> Baseline:
     """Train until the hold-out stops improving or the budget is spent; `session` must be fresh."""
-    batches = minibatches(len(part.y), BATCH_SIZE, seed)
+    chosen = batches(np.arange(len(part.y)), BATCH_SIZE, np.random.default_rng(seed))
     scores: list[float] = []
     smoothed: list[float | None] = []
     best, best_params, steps = -1.0, session.params, 0
     for _ in range(budget.looks_max):
         for _ in range(budget.steps_per_look):
-            chosen = next(batches)
-            session.step(part.x[chosen], part.y[chosen], LEARNING_RATE)
+            rows = next(chosen)
+            session.step(part.x[rows], part.y[rows], LEARNING_RATE)
         steps += budget.steps_per_look
         scores.append(session.evaluate(part.holdout_x, part.holdout_y).accuracy)
         smoothed.append(float(np.mean(scores[-SMOOTHING_VERSIONS:])))

@@ -15,7 +15,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 
-from aggregator.client import Api
+from aggregator.client import Api, ApiError
 from aggregator.commit import commit
 from aggregator.fold import Fold
 from aggregator.supervise import Supervisor
@@ -113,13 +113,13 @@ class Fleet:
     def healthy(self):
         try:
             return self.api.health()["status"] == "ok"
-        except Exception:
+        except ApiError:
             return False
 
     def job(self):
         try:
             return self.api.job("waves")
-        except Exception:
+        except ApiError:
             return None
 
     def start_job(self, bundle, **fields):
