@@ -188,8 +188,12 @@ class Bridge:
         self.say(topics.service_state("bridge"), ServiceState(state, conn_seq), retain=True)
 
     def _serve(self, request):
-        data = self.blobs.get(request.digest, b"")
+        data = self.blobs.get(request.digest)
         size = request.chunk_bytes
-        for index in range(request.start, request.start + request.count):
-            part = data[index * size : (index + 1) * size]
-            self.client.publish(topics.blob("dev", request.digest, index), part, 1)
+        if data is None:
+            self.client.publish(topics.blob("dev", request.digest, 0), b"", 1)
+            return
+        total = chunks.count(len(data), size)
+        for index in range(request.start, min(request.start + request.count, total)):
+            packet = chunks.cut(data, index, size).encode()
+            self.client.publish(topics.blob("dev", request.digest, index), packet, 1)
