@@ -4,6 +4,8 @@ Hold-out figures come from devices that evaluated the version before they traine
 after it was committed; the rules that end a job look at them alone.
 """
 
+from collections.abc import Collection
+
 import msgspec
 
 from edge_client.wire.messages import Evaluation
@@ -54,9 +56,9 @@ class History:
         record.holdout_loss += before.loss * before.n
         record.holdout_devices += 1
 
-    def best(self) -> int | None:
-        """The version with the best smoothed hold-out accuracy, the earliest of equals; None before any."""
-        scores = [(s, -v) for v, s in enumerate(self.smoothed()) if s is not None]
+    def best(self, among: Collection[int]) -> int | None:
+        """Of these versions the one with the best smoothed hold-out accuracy, the earliest of equals."""
+        scores = [(s, -v) for v, s in enumerate(self.smoothed()) if s is not None and v in among]
         return -max(scores)[1] if scores else None
 
     def smoothed(self) -> list[float | None]:

@@ -165,7 +165,11 @@ class Job:
     def keeps(self, version: int) -> bool:
         """True for versions whose model stays: the first, the best, and those within reach of deltas."""
         oldest = self.version - self.spec.staleness_max - VERSIONS_KEPT
-        return version >= oldest or version in {0, self.history.best()}
+        return version >= oldest or version in {0, self.best()}
+
+    def best(self) -> int | None:
+        """The best version whose model is stored; late evaluations may still change which that is."""
+        return self.history.best(self.recent)
 
     def grant(self, now: float) -> list[tuple[str, Assignment]]:
         """Assignments for the free places."""

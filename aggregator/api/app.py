@@ -1,6 +1,6 @@
 """The FastAPI application around one engine. Errors are problem details (RFC 9457)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Query, Request
@@ -15,6 +15,7 @@ from broker_bridge import cells
 from broker_bridge.ports import PortError
 from edge_client.bundle import INFER
 from edge_client.wire.limits import FRAME_BYTES_MAX, JSON_BYTES_MAX
+from firmware_tools.errors import ExportError
 from firmware_tools.export import export_model
 
 PREFIX = "/api/v1"
@@ -138,7 +139,7 @@ def _add_versions(app: FastAPI, engine: Engine) -> None:
     async def model(
         name: str,
         version: int | None = None,
-        kind: Annotated[str, Query(alias="format", pattern="^(fp32|int8)$")] = "fp32",
+        kind: Annotated[Literal["fp32", "int8"], Query(alias="format")] = "fp32",
     ) -> Response:
         """The model of a version (the newest, unless named) as an ONNX inference model."""
         job = views.find_job(engine, name)
@@ -150,7 +151,10 @@ def _add_versions(app: FastAPI, engine: Engine) -> None:
         stored = await load_manifest(engine.ports.blobs, job.history.records[number].manifest)
         values = await load_model(engine.ports.blobs, stored, job.bundle.sizes)
         bundle, _ = await engine.shelf.open(job.bundle_ref.digest)
-        data = export_model(bundle.member(INFER), bundle.manifest, values, format=kind)
+        try:
+            data = export_model(bundle.member(INFER), bundle.manifest, values, kind, version=str(number))
+        except ExportError as error:
+            raise RefusedError("bad_export", str(error)) from error
         headers = {"X-Fedfleet-Version": str(number)}
         return Response(data, media_type="application/octet-stream", headers=headers)
 
