@@ -11,11 +11,11 @@ import click
 GROUP = "fedfleet.commands"
 # What `--help` says of each command; asking the commands themselves would import the server on a device.
 SUMMARIES = {
-    "bundle": "Look into training bundles and check them.",
-    "demo": "Run a small fleet on this machine, broker included.",
+    "bundle": "Compile a model to a training bundle, and look into bundles.",
+    "demo": "Federate sixteen devices on this machine and compare.",
     "device": "Run the device daemon, check its configuration, show its state.",
-    "job": "Create, list, watch and end jobs.",
-    "model": "Compile a model to a training bundle.",
+    "job": "Start, list, watch and stop jobs.",
+    "model": "Export trained models.",
     "up": "Run broker, bridge and aggregator.",
 }
 EXTRAS = {"aggregator": "server", "broker_bridge": "server", "firmware_tools": "tools"}

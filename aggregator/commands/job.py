@@ -59,9 +59,8 @@ def start(bundle: Path, spec: Path | None, server: str, *, as_json: bool, **opti
     if as_json:
         print_json(started)
     else:
-        click.echo(
-            f"job {started['name']} started: {started['parameters']:,} parameters, offered to {started['spec']['cohort']}"
-        )
+        cohort = started["spec"]["cohort"]
+        click.echo(f"job {started['name']} started: {started['parameters']:,} parameters, offered to {cohort}")
 
 
 @job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)
