@@ -64,11 +64,11 @@ def test_part_of_an_earlier_run_is_gone_on_with(puller, tmp_path):
 
 
 def test_blob_the_server_lacks_is_a_failure(puller):
-    """An empty chunk 0 fails the pull, and the next blob has its turn."""
+    """A chunk that says there is no such blob fails the pull, and the next blob has its turn."""
     other = BlobRef("0" * 64, 50)
     puller.want(other, 0.0)
     puller.want(BLOB, 0.0)
-    steps = puller.chunk(other.digest, 0, b"", 0.0)
+    steps = puller.chunk(other.digest, 0, None, 0.0)
     assert steps[0] == PullFailed(other.digest, "the server has no such blob")
     assert serve(puller, steps[1:]) == [Pulled(BLOB.digest)]
 
