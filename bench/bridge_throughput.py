@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -49,7 +50,13 @@ def template(seq: int) -> bytes:
         k = max(1, round(size * DENSITY))
         indices = np.sort(rng.choice(size, k, replace=False)).astype(np.int64)
         tensors.append(sparse.SparseTensor(indices, rng.random(k) < 0.5, 0.01))
-    return sparse.encode(sparse.Update(3, bytes(8), seq, 50, tuple(tensors)))
+    return sparse.encode(sparse.Update(3, bytes(8), 0, 50, tuple(tensors)))
+
+
+def named(frame: bytes, uid: Uid) -> bytes:
+    """The frame under another uid: encoding each anew would make the generators the bottleneck."""
+    data = frame[:12] + uid.tag.to_bytes(4, "little") + frame[16:-4]
+    return data + zlib.crc32(data).to_bytes(4, "little")
 
 
 def load(number: int, host: str, port: int, updates: int, results: "multiprocessing.Queue[tuple]") -> None:
@@ -83,7 +90,8 @@ def load(number: int, host: str, port: int, updates: int, results: "multiprocess
     for i in range(updates):
         free.acquire()
         seq = i // DEVICES
-        client.publish(topics.update(Uid(names[i % DEVICES], "har", EPOCH, seq), 0), frames[seq], qos=1)
+        uid = Uid(names[i % DEVICES], "har", EPOCH, seq)
+        client.publish(topics.update(uid, 0), named(frames[seq], uid), qos=1)
     done.wait(120)
     ended = time.time()
     client.disconnect()

@@ -84,8 +84,8 @@ def open_job(job: JobCell | None, size: int) -> JobCell:
 
 
 def _check_origin(update: sparse.Update, uid: Uid) -> None:
-    if update.seq != uid.seq:
-        raise RemoteWireError("bad_uid", f"the frame has seq {update.seq}, its topic {uid.seq}")
+    if update.tag != uid.tag:
+        raise RemoteWireError("bad_uid", f"the frame was made under another name than {uid}")
 
 
 def _check_base(update: sparse.Update, job: JobCell, version: VersionCell | None) -> None:

@@ -231,7 +231,8 @@ class Daemon:
 
     def _store_update(self, action: ev.StoreUpdate) -> ev.Stored | ev.StoreFailed:
         trained = action.trained
-        uid = topics.Uid(self._config.device.id, action.job, self._store.epoch, self._work.seq)
+        uid = self._work.uid
+        assert uid is not None  # only a training task leads here
         new = NewUpdate(
             uid,
             trained.frame,

@@ -37,6 +37,7 @@ from edge_client.wire import grid, sparse
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.limits import FRAME_BYTES_MAX
 from edge_client.wire.messages import Evaluation, Metrics
+from edge_client.wire.topics import Uid
 
 PROGRESS_INTERVAL_S = 0.5
 GRID_FILE = "model.grid"
@@ -137,7 +138,9 @@ class Child:
             raise TaskError("not_finite", "a parameter is not finite after training")
         result = compress(delta, task.residual, task.plan.density, task.plan.norm_max)
         base_hash = bytes.fromhex(task.version_hash)
-        update = sparse.Update(task.version, base_hash, task.seq, len(data.train), result.tensors)
+        update = sparse.Update(
+            task.version, base_hash, Uid.parse(task.uid).tag, len(data.train), result.tensors
+        )
         evaluation = Evaluation(
             task.version, before, after, task.plan.steps, round(train_s, 3), session.memory_bytes
         )
@@ -145,8 +148,8 @@ class Child:
 
     def _steps(self, session: TrainingSession, data: Samples, task: TrainTask) -> None:
         plan = task.plan
-        # The sequence number joins the seed, so that a device does not repeat its batches every round.
-        rng = np.random.default_rng((abs(plan.seed), task.seq))
+        # The name joins the seed, so that a device does not repeat its batches every round.
+        rng = np.random.default_rng((abs(plan.seed), Uid.parse(task.uid).tag))
         deal = samples.batches(data.train, plan.batch_size, rng)
         total, count, reported = 0.0, 0, time.monotonic()
         for step in range(1, plan.steps + 1):

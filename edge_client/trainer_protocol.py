@@ -51,7 +51,7 @@ class TrainTask(msgspec.Struct, frozen=True, tag="train"):
     source: DataSource
     data: DataSchema
     plan: TrainingPlan
-    seq: int
+    uid: str  # name of the update to be made (topics.Uid)
     residual: bytes | None = None
 
 

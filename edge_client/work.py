@@ -13,6 +13,7 @@ from edge_client.store import Store
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.trainer_protocol import DataSource, Described, DescribeTask, Failed, TrainTask
 from edge_client.wire.messages import DatasetInfo
+from edge_client.wire.topics import Uid
 
 DESCRIBE_TRIES = 3  # a child killed while it reads a data set gets two more chances
 
@@ -46,7 +47,7 @@ class Work:
         self._trainer = trainer
         self._queue: deque[_Describe | Train] = deque(_Describe(name) for name in config.data)
         self._current: _Describe | Train | None = None
-        self.seq = 0  # of the update being trained; the store consumes it
+        self.uid: Uid | None = None  # of the update being trained; storing it consumes the number
 
     def workspace(self, job: str) -> Path:
         """Directory of a job's model on this device."""
@@ -98,7 +99,7 @@ class Work:
         offer, assignment = item.offer, item.assignment
         workspace = self.workspace(offer.job)
         workspace.mkdir(parents=True, exist_ok=True)
-        self.seq = self._store.next_seq
+        self.uid = Uid(self._config.device.id, offer.job, self._store.epoch, self._store.next_seq)
         return TrainTask(
             job=offer.job,
             workspace=str(workspace),
@@ -109,7 +110,7 @@ class Work:
             source=source(self._config.data[offer.dataset]),
             data=offer.data,
             plan=assignment.plan,
-            seq=self.seq,
+            uid=str(self.uid),
             residual=self._store.residual(offer.job),
         )
 

@@ -60,7 +60,9 @@ def start(bundle: Path, spec: Path | None, server: str, *, as_json: bool, **opti
         print_json(started)
     else:
         cohort = started["spec"]["cohort"]
-        click.echo(f"job {started['name']} started: {started['parameters']:,} parameters, offered to {cohort}")
+        click.echo(
+            f"job {started['name']} started: {started['parameters']:,} parameters, offered to {cohort}"
+        )
 
 
 @job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)

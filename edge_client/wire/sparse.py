@@ -3,7 +3,7 @@
 Body of an UPDATE frame with codec 1, little-endian:
 
      0  u32  base version
-     4  u32  seq
+     4  u32  tag of the uid (topics.Uid.tag)
      8  8 B  hash of the base model
     16  u16  n_samples, saturating
     18  u16  tensors
@@ -57,7 +57,7 @@ class Update:
 
     base_version: int
     base_hash: bytes
-    seq: int
+    tag: int
     n_samples: int
     tensors: tuple[SparseTensor, ...]
 
@@ -87,7 +87,7 @@ def encode(update: Update) -> bytes:
         remainders.append(rice.remainder_bits(gaps, r))
     head = _HEAD.pack(
         update.base_version,
-        update.seq,
+        update.tag,
         update.base_hash,
         min(update.n_samples, SAMPLES_MAX),
         len(update.tensors),
@@ -109,7 +109,7 @@ def decode(data: bytes, sizes: Sequence[int]) -> Update:
         raise RemoteWireError("bad_codec", f"unknown update codec {codec}; known: {CODEC_TERNARY} (ternary)")
     if len(body) < _HEAD.size:
         raise RemoteWireError("bad_frame", "the update ends inside its header")
-    version, seq, base_hash, n_samples, count = _HEAD.unpack_from(body)
+    version, tag, base_hash, n_samples, count = _HEAD.unpack_from(body)
     if count != len(sizes):
         raise RemoteWireError("bad_tensors", f"{count} tensors where the model has {len(sizes)}")
     entries, at = _read_table(body, sizes)
@@ -133,7 +133,7 @@ def decode(data: bytes, sizes: Sequence[int]) -> Update:
         tensors.append(SparseTensor(indices, signs.take(k).astype(np.bool_), scale))
     signs.finish()
     remainders.finish()
-    return Update(version, base_hash, seq, n_samples, tuple(tensors))
+    return Update(version, base_hash, tag, n_samples, tuple(tensors))
 
 
 def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[list[tuple[int, int, float]], int]:

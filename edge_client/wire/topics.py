@@ -50,6 +50,14 @@ class Uid:
     def __str__(self) -> str:
         return f"{self.device}:{self.job}:{self.epoch}:{self.seq}"
 
+    @property
+    def tag(self) -> int:
+        """What an update carries of its uid: the first 4 bytes of SHA-256, little-endian.
+
+        It ties a frame to the one name it was made for, so a copy under another topic is refused.
+        """
+        return int.from_bytes(hashlib.sha256(str(self).encode()).digest()[:4], "little")
+
     @classmethod
     def parse(cls, text: str) -> "Uid":
         """Parse `device:job:epoch:seq`; raise RemoteWireError on anything else."""

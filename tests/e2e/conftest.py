@@ -43,13 +43,13 @@ def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE_S) ->
 
 
 def update(
-    seq: int, scale: float = 0.5, *, base: int = 7, sizes: tuple[int, ...] = SIZES, k: int = 20
+    uid: Uid, scale: float = 0.5, *, base: int = 7, sizes: tuple[int, ...] = SIZES, k: int = 20
 ) -> bytes:
-    """An update frame of k values per tensor."""
+    """The frame of update `uid`, k values per tensor."""
     tensors = tuple(
         sparse.SparseTensor(np.arange(min(k, s)), np.zeros(min(k, s), dtype=np.bool_), scale) for s in sizes
     )
-    return sparse.encode(sparse.Update(base, HASH, seq, 10, tensors))
+    return sparse.encode(sparse.Update(base, HASH, uid.tag, 10, tensors))
 
 
 class Device:

@@ -19,7 +19,7 @@ while (task := receive_task(sys.stdin.buffer)) is not None:
     for step in range(task.plan.steps):
         send(out, Progress(step, task.plan.steps, 1.0))
         time.sleep(0.1)
-    body = f"seq {task.seq} residual {task.residual!r} ".encode()
+    body = f"uid {task.uid} residual {task.residual!r} ".encode()
     update = frame.encode(frame.Kind.UPDATE, body.ljust(UPDATE_BYTES, b"."))
     said = Evaluation(task.version, Metrics(8, 1.0, 0.5))
-    send(out, Trained(update, b"accepted %d" % task.seq, b"kept %d" % task.seq, said))
+    send(out, Trained(update, b"accepted " + task.uid.encode(), b"kept " + task.uid.encode(), said))

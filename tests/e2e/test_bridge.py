@@ -26,22 +26,22 @@ def damaged(data, position):
     return bytes(copy)
 
 
-def whole_update(seq):
+def whole_update(uid):
     """An update that needs several chunks of CHUNK bytes."""
-    rng = np.random.default_rng(seq)
+    rng = np.random.default_rng(uid.seq)
     indices = np.sort(rng.choice(60_000, 6000, replace=False)).astype(np.int64)
     tensor = sparse.SparseTensor(indices, rng.random(6000) < 0.5, 0.01)
-    return sparse.encode(sparse.Update(7, bytes(8), seq, 10, (tensor,)))
+    return sparse.encode(sparse.Update(7, bytes(8), uid.tag, 10, (tensor,)))
 
 
 def test_update_is_logged_once_and_answered_each_time(rig, tools):
     """I1, I12: an update becomes one entry, a duplicate gets the same receipt, another body is `conflict`."""
     device = rig.device("pi-1")
     uid = device.uid(1)
-    frame_bytes = tools.update(1)
+    frame_bytes = tools.update(uid)
     for _ in range(3):
         assert device.verdict(uid, frame_bytes).verdict == "accepted"
-    refused = device.verdict(uid, tools.update(1, scale=0.25))
+    refused = device.verdict(uid, tools.update(uid, scale=0.25))
     assert (refused.verdict, refused.code) == ("rejected", "conflict")
     (entry,) = rig.entries("pi-1")
     assert (entry.kind, entry.uid) == (Kind.UPDATE, str(uid))
@@ -49,41 +49,44 @@ def test_update_is_logged_once_and_answered_each_time(rig, tools):
 
 
 def test_refusals_are_answered_counted_and_leave_the_model_alone(rig, tools):
-    """I11: whatever is wrong with an update gets its own code, again when repeated, and no UPDATE entry."""
+    """I11, I12: whatever is wrong with an update gets its own code, again when repeated, and no UPDATE entry.
+
+    A frame that was made under another name (an earlier one replayed, or another device's) is `bad_uid`.
+    """
     device = rig.device("pi-2")
-    good = tools.update(1)
     two = np.array([0, 1])
     infinite = sparse.SparseTensor(two, two > 0, float("inf"))
     nan = sparse.SparseTensor(two, two > 0, float("nan"))
     rest = sparse.SparseTensor(two, two > 0, 0.1)
 
-    def with_tensor(tensor):
-        return sparse.encode(sparse.Update(7, bytes(8), 1, 10, (tensor, rest)))
+    def with_tensor(uid, tensor, base_hash=bytes(8)):
+        return sparse.encode(sparse.Update(7, base_hash, uid.tag, 10, (tensor, rest)))
 
     cases = [
-        ("bad_crc", damaged(good, 30)),
-        ("bad_frame", good[:-5]),
-        ("bad_frame", b""),
-        ("bad_frame", b"\x00" * 40),
-        ("bad_version", good[:1] + b"\x02" + good[2:]),
-        ("too_large", bytes(500_000)),
-        ("bad_tensors", tools.update(1, sizes=(400,))),
-        ("bad_uid", tools.update(99)),
-        ("not_finite", with_tensor(infinite)),
-        ("not_finite", with_tensor(nan)),
-        ("norm", tools.update(1, scale=1000.0)),
-        ("stale", tools.update(1, base=3)),
-        ("unknown_base", tools.update(1, base=8)),
-        ("resync", sparse.encode(sparse.Update(7, b"\x01" * 8, 1, 10, (rest, rest)))),
+        ("bad_crc", lambda uid: damaged(tools.update(uid), 30)),
+        ("bad_frame", lambda uid: tools.update(uid)[:-5]),
+        ("bad_frame", lambda _: b""),
+        ("bad_frame", lambda _: b"\x00" * 40),
+        ("bad_version", lambda uid: tools.update(uid)[:1] + b"\x02" + tools.update(uid)[2:]),
+        ("too_large", lambda _: bytes(500_000)),
+        ("bad_tensors", lambda uid: tools.update(uid, sizes=(400,))),
+        ("bad_uid", lambda uid: tools.update(topics.Uid("pi-2", "har", uid.epoch, 99))),
+        ("bad_uid", lambda uid: tools.update(topics.Uid("pi-999", "har", uid.epoch, uid.seq))),
+        ("not_finite", lambda uid: with_tensor(uid, infinite)),
+        ("not_finite", lambda uid: with_tensor(uid, nan)),
+        ("norm", lambda uid: tools.update(uid, scale=1000.0)),
+        ("stale", lambda uid: tools.update(uid, base=3)),
+        ("unknown_base", lambda uid: tools.update(uid, base=8)),
+        ("resync", lambda uid: with_tensor(uid, rest, b"\x01" * 8)),
     ]
-    for number, (code, data) in enumerate(cases):
-        # Each case has its own uid; seq 1 in the frame would otherwise be refused first, so epochs differ.
-        uid = topics.Uid("pi-2", "har", f"{number:016x}", 1)
+    for number, (code, make) in enumerate(cases):
+        uid = device.uid(number)
+        data = make(uid)
         for _ in range(2):
             receipt = device.verdict(uid, data)
             assert (receipt.verdict, receipt.code) == ("rejected", code), data[:20]
-    foreign = device.uid(1, job="not-mine")
-    assert device.verdict(foreign, good).code == "unknown_job"
+    unknown = device.uid(1, job="not-mine")
+    assert device.verdict(unknown, tools.update(unknown)).code == "unknown_job"
     assert kinds(rig, "pi-2") == [Kind.REJECTION] * (len(cases) + 1)
     tools.until(lambda: rig.counters().rejected.get("not_finite") == 2, "rejections are counted")
     tools.until(lambda: rig.counters().duplicates == len(cases), "duplicates are counted")
@@ -93,12 +96,16 @@ def test_ended_job_refuses_even_if_just_ended(rig, tools):
     """A job that ends refuses updates from then on; one that is new takes them at once."""
     device = rig.device("pi-3")
     rig.swing(cells.job_key("har"), cells_job(state="ended"))
-    tools.until(
-        lambda: device.verdict(device.uid(next(SEQ)), tools.update(1)).code == "job_ended", "the job ends"
-    )
+
+    def refused():
+        uid = device.uid(next(SEQ))
+        return device.verdict(uid, tools.update(uid)).code == "job_ended"
+
+    tools.until(refused, "the job ends")
     rig.swing(cells.job_key("new"), cells_job())
     rig.swing(cells.version_key("new"), b'{"version":7,"manifest":"m","hashes":{"7":"0000000000000000"}}')
-    assert device.verdict(device.uid(5, "new"), tools.update(5)).verdict == "accepted"
+    uid = device.uid(5, "new")
+    assert device.verdict(uid, tools.update(uid)).verdict == "accepted"
 
 
 SEQ = iter(range(1000, 2000))
@@ -117,7 +124,7 @@ def test_lost_chunk_is_asked_for(rig):
     rig.swing(cells.version_key("big"), b'{"version":7,"manifest":"m","hashes":{"7":"0000000000000000"}}')
     device = rig.device("pi-4")
     uid = device.uid(1, "big")
-    data = whole_update(1)
+    data = whole_update(uid)
     total = chunks.count(len(data), CHUNK)
     assert total >= 4
     for index in reversed(range(total)):
@@ -137,7 +144,7 @@ def test_damaged_chunk_refuses_the_update(rig):
     """I11: a chunk with a wrong checksum, index or update is refused as such, and nothing is folded."""
     rig.swing(cells.job_key("big"), cells_job(sizes=(60_000,)))
     device = rig.device("pi-5")
-    first, second = (whole_update(seq) for seq in (1, 2))
+    first, second = (whole_update(device.uid(seq, "big")) for seq in (1, 2))
     cases = [
         ("bad_crc", 0, damaged(chunks.cut(first, 0, CHUNK).encode(), 50)),
         ("bad_chunk", 1, chunks.cut(first, 0, CHUNK).encode()),
@@ -161,7 +168,7 @@ def test_killed_bridge_loses_and_repeats_nothing(rig, tools):
     lock.execute("BEGIN IMMEDIATE")  # the bridge receives but cannot commit
     uids = [device.uid(seq) for seq in range(20)]
     for uid in uids:
-        device.send(topics.update(uid, 0), tools.update(uid.seq))
+        device.send(topics.update(uid, 0), tools.update(uid))
     tools.until(lambda: "update_received" in rig.log_text(), "the bridge has an update")
     rig.kill_bridge()
     lock.execute("ROLLBACK")
@@ -178,13 +185,13 @@ def test_updates_sent_again_after_a_kill_are_logged_once(rig, tools):
     device = rig.device("pi-7")
     uids = [device.uid(seq) for seq in range(60)]
     for uid in uids:
-        device.send(topics.update(uid, 0), tools.update(uid.seq))
+        device.send(topics.update(uid, 0), tools.update(uid))
     device.receipts.get(timeout=10)
     rig.kill_bridge()
     rig.start_bridge()
     answered = set()
     for uid in uids:
-        device.send(topics.update(uid, 0), tools.update(uid.seq))
+        device.send(topics.update(uid, 0), tools.update(uid))
     while len(answered) < 60:
         receipt = device.receipts.get(timeout=10)
         assert receipt.verdict == "accepted"
@@ -198,14 +205,14 @@ def test_killed_broker_is_survived(rig, tools):
     watcher = rig.device("watcher", topics.offer_filter("all"))
     watcher.inbox.get(timeout=10)
     device = rig.device("pi-8")
-    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+    assert device.verdict(device.uid(1), tools.update(device.uid(1))).verdict == "accepted"
     connected = rig.log_text().count("broker_connected")
     rig.restart_broker()
     tools.until(lambda: rig.log_text().count("broker_connected") > connected, "the bridge is back")
     later = rig.device("later", topics.offer_filter("all"))
     assert later.inbox.get(timeout=10)[:2] == (topics.offer("all", "har"), b'{"job":"har"}')
     fresh = rig.device("pi-9")
-    assert fresh.verdict(fresh.uid(2), tools.update(2)).verdict == "accepted"
+    assert fresh.verdict(fresh.uid(2), tools.update(fresh.uid(2))).verdict == "accepted"
 
 
 def test_bridge_waits_for_its_broker(rig, tools):
@@ -217,7 +224,7 @@ def test_bridge_waits_for_its_broker(rig, tools):
     rig.restart_broker()
     tools.until(lambda: rig.log_text().count("broker_connected") > connected, "the bridge connects")
     device = rig.device("pi-15")
-    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+    assert device.verdict(device.uid(1), tools.update(device.uid(1))).verdict == "accepted"
 
 
 def test_backlog_beyond_all_windows_is_drained(rig, tools):
@@ -227,7 +234,7 @@ def test_backlog_beyond_all_windows_is_drained(rig, tools):
     lock.execute("BEGIN IMMEDIATE")
     uids = [device.uid(seq) for seq in range(600)]
     for uid in uids:
-        device.send(topics.update(uid, 0), tools.update(uid.seq))
+        device.send(topics.update(uid, 0), tools.update(uid))
     lock.execute("ROLLBACK")
     lock.close()
     answered = {device.receipts.get(timeout=10).uid for _ in uids}
@@ -242,7 +249,7 @@ def test_second_bridge_of_a_name_ends_the_first(rig, tools):
     assert older.wait(15) == 1
     assert "another bridge runs" in rig.log_text()
     device = rig.device("pi-17")
-    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+    assert device.verdict(device.uid(1), tools.update(device.uid(1))).verdict == "accepted"
 
 
 def test_downlink_publishes_each_cell_and_resumes(rig):
@@ -348,4 +355,4 @@ def test_older_protocol_is_fallen_back_to(rig, tools):
     assert rig.stop_bridge() == 0
     rig.start_bridge(port=rig.broker.port_v311)
     device = rig.device("pi-14")
-    assert device.verdict(device.uid(1), tools.update(1)).verdict == "accepted"
+    assert device.verdict(device.uid(1), tools.update(device.uid(1))).verdict == "accepted"

@@ -57,13 +57,13 @@ def test_participation_from_offer_to_receipt_and_on(bridge, node):
     for state in ("pulling", "training", "uploading"):
         bridge.task(state)
     uid, frame = bridge.update()
-    assert frame[8:].startswith(b"seq 1 residual None ")
+    assert frame[8:].startswith(f"uid {uid} residual None ".encode())
     bridge.receipt(uid)
     second = bridge.wait("ask", lambda b: b["ask"] > first["ask"])[1]
     assert second["holds"] == 7
     bridge.assign(second, version=8)
-    uid, frame = bridge.update()
-    assert frame[8:].startswith(b"seq 3 residual b'accepted 1'")
+    later, frame = bridge.update()
+    assert frame[8:].startswith(f"uid {later} residual b'accepted {uid}'".encode())
 
 
 def test_killed_while_training_goes_on_without_reusing_a_name(bridge, node):

@@ -32,7 +32,7 @@ def test_updates_have_these_bytes(vector):
     update = sparse.Update(
         vector["base_version"],
         bytes.fromhex(vector["base_hash"]),
-        vector["seq"],
+        vector["tag"],
         vector["n_samples"],
         tensors,
     )
@@ -41,9 +41,9 @@ def test_updates_have_these_bytes(vector):
     assert sparse.encode(update) == data
     decoded = sparse.decode(data, vector["sizes"])
     assert decoded.base_hash == update.base_hash
-    assert (decoded.base_version, decoded.seq, decoded.n_samples) == (
+    assert (decoded.base_version, decoded.tag, decoded.n_samples) == (
         update.base_version,
-        update.seq,
+        update.tag,
         update.n_samples,
     )
     for got, expected in zip(decoded.tensors, tensors, strict=True):

@@ -19,7 +19,11 @@ JOB = JobCell("running", SIZES, norm_max=2.0, staleness_max=2, frame_bytes_max=1
 VERSION = VersionCell(5, "m", {3: HASH.hex(), 5: HASH.hex()})
 UID = Uid("pi", "har", "0123456789abcdef", 4)
 GOOD = sparse.Update(
-    5, HASH, 4, 10, tuple(sparse.SparseTensor(np.array([0, 3]), np.array([True, False]), 0.5) for _ in SIZES)
+    5,
+    HASH,
+    UID.tag,
+    10,
+    tuple(sparse.SparseTensor(np.array([0, 3]), np.array([True, False]), 0.5) for _ in SIZES),
 )
 
 
@@ -63,7 +67,7 @@ def test_each_refusal_has_its_code():
     assert code(judge(job=ended)) == "job_ended"
     assert code(judge(frame=bytes(1001))) == "too_large"
     assert code(judge(frame=b"")) == "bad_frame"
-    assert code(judge(changed(seq=5))) == "bad_uid"
+    assert code(judge(changed(tag=UID.tag ^ 1))) == "bad_uid"
     assert code(judge(version=None)) == "unknown_base"
     assert code(judge(changed(base_version=6))) == "unknown_base"
     assert code(judge(changed(base_version=4))) == "unknown_base"

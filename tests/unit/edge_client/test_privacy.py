@@ -34,7 +34,7 @@ def test_no_answer_and_no_log_line_holds_a_sample(tmp_path):
         source=DataSource(str(tmp_path / "d.npz")),
         data=compiled.manifest.data,
         plan=TrainingPlan(steps=20, batch_size=8, learning_rate=0.01, density=1.0, norm_max=10.0),
-        seq=1,
+        uid="pi:j:0123456789abcdef:1",
     )
     broken = TrainTask(**{f: getattr(train, f) for f in train.__struct_fields__} | {"bundle_path": "nowhere"})
 

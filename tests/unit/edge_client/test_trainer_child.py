@@ -24,8 +24,11 @@ from edge_client.trainer_protocol import (
 )
 from edge_client.wire import grid, sparse
 from edge_client.wire.messages import TrainingPlan
+from edge_client.wire.topics import Uid
 from firmware_tools import compile_training
 from firmware_tools.zoo import cnn1d
+
+UID = "pi:j:0123456789abcdef:4"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def task(compiled, tmp_path):
         source=DataSource(str(tmp_path / "d.npz")),
         data=compiled.manifest.data,
         plan=TrainingPlan(steps=30, batch_size=16, learning_rate=0.05, density=0.1, norm_max=10.0),
-        seq=4,
+        uid=UID,
     )
 
 
@@ -75,7 +78,11 @@ def test_training_gives_a_decodable_update_of_a_better_model(child, task, compil
     update = sparse.decode(answer.frame, compiled.manifest.sizes)
 
     assert isinstance(answer, Trained)
-    assert (update.base_version, update.base_hash.hex(), update.seq) == (0, task.version_hash, 4)
+    assert (update.base_version, update.base_hash.hex(), update.tag) == (
+        0,
+        task.version_hash,
+        Uid.parse(UID).tag,
+    )
     assert update.n_samples == 95
     assert sum(len(t.indices) for t in update.tensors) <= round(0.1 * compiled.manifest.parameters)
     assert 0 < update.norm() <= task.plan.norm_max
@@ -96,7 +103,7 @@ def test_progress_ends_with_the_last_step(child, task):
 def test_the_same_task_gives_the_same_update(child, task):
     """Training is a function of model, data, plan and sequence number; another number deals other batches."""
     first, again = child.perform(task), child.perform(task)
-    other = child.perform(changed(task, seq=5))
+    other = child.perform(changed(task, uid="pi:j:0123456789abcdef:5"))
 
     assert first.frame == again.frame
     assert first.residual_kept == again.residual_kept

@@ -51,7 +51,7 @@ def test_updates_round_trip(pair):
     update, sizes = pair
     got = sparse.decode(sparse.encode(update), sizes)
 
-    assert (got.base_version, got.base_hash, got.seq) == (update.base_version, update.base_hash, update.seq)
+    assert (got.base_version, got.base_hash, got.tag) == (update.base_version, update.base_hash, update.tag)
     assert got.n_samples == min(update.n_samples, 65535)
     for ours, theirs in zip(got.tensors, update.tensors, strict=True):
         assert ours.indices.tolist() == theirs.indices.tolist()
