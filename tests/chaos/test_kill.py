@@ -1,5 +1,8 @@
 """Whatever is killed, the job goes on, and every update is folded exactly once."""
 
+import sqlite3
+from contextlib import closing
+
 from tests.chaos.conftest import until
 
 DEVICES = ("dev-a", "dev-b", "dev-c", "dev-d")
@@ -18,9 +21,12 @@ def finish(fleet):
         return all(t and t["status"] and t["status"]["state"] == "ended" for t in tasks)
 
     until(settled, "every device removed the workspace")
-    for name in fleet.daemons:
+    for name in DEVICES:
         assert not list((fleet.directory / name / "state" / "workspaces").glob("*"))
     fleet.stop_devices()
+    for name in DEVICES:
+        with closing(sqlite3.connect(fleet.directory / name / "state" / "state.db")) as state:
+            assert state.execute("SELECT count(*) FROM outbox").fetchone() == (0,), f"{name} forgot something"
     return fleet.audit()
 
 
