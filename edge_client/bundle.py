@@ -4,6 +4,7 @@ Standard library and msgspec only. Writing bundles is `firmware_tools.bundle`'s 
 """
 
 import hashlib
+import struct
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,8 @@ EVAL = "eval.onnx"
 INFER = "infer.onnx"
 PARAMS = "params.keyframe"  # version 0 of the model: a KEYFRAME frame
 MEMBERS = (TRAIN, EVAL, INFER, PARAMS)
+# What zipfile raises for bytes from a stranger: RuntimeError for encryption and for versions it does not know.
+_ZIP_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile)
 
 
 class BundleError(Exception):
@@ -120,7 +123,7 @@ def open_bundle(path: Path) -> Bundle:
             raw = _read(archive, MANIFEST, 1024 * 1024, path)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except _ZIP_ERRORS as error:
         raise BundleError(f"{path}: not a bundle ({error})") from error
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
@@ -136,7 +139,7 @@ def _read(archive: zipfile.ZipFile, name: str, size_max: int, path: Path) -> byt
         raise BundleError(f"{path}: {name} is compressed or larger than the {size_max} B it may have")
     try:
         return archive.read(entry)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except _ZIP_ERRORS as error:
         raise BundleError(f"{path}: {name} is damaged ({error})") from error
 
 

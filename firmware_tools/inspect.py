@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import onnx
+from google.protobuf.message import DecodeError
 
 from edge_client.bundle import EVAL, INFER, TRAIN, FileSpec, Manifest, open_bundle
 from firmware_tools.errors import ToolError
@@ -54,7 +55,7 @@ def _load(data: bytes, path: Path, name: str) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except (onnx.checker.ValidationError, DecodeError, ValueError) as error:
         raise ToolError(f"{path}: {name} is not a valid model: {error}") from error
     return model
 
