@@ -43,12 +43,12 @@ class Engine:
 
     async def load(self) -> None:
         """Take up the stored state; also after another engine won a race."""
-        self.store = JobStore(self.ports, self.shelf)
-        self._memos = MemoStore(self.ports.heads, self.ports.blobs)
-        self._downlink = Downlink(self.ports.heads)
-        memo = await self._memos.load()
-        self.fleet = Fleet(memo.devices)
-        self.jobs: dict[str, Job] = await self.store.load(memo.jobs)
+        store, memos = JobStore(self.ports, self.shelf), MemoStore(self.ports.heads, self.ports.blobs)
+        memo = await memos.load()
+        jobs = await store.load(memo.jobs)
+        # From here to the next await nobody sees a mixture: the API reads these while the engine loads again.
+        self.store, self._memos, self._downlink = store, memos, Downlink(self.ports.heads)
+        self.fleet, self.jobs = Fleet(memo.devices), jobs
         self._memo_offsets = {p: memo.offsets.get(p, 0) for p in range(self.ports.partitions)}
         self.cursor = {
             p: min([self._memo_offsets[p], *(job.folded.get(p, 0) for job in self.jobs.values())])

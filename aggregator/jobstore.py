@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
-from aggregator.errors import NotFoundError, RefusedError
+from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.job import Job, JobMemo, Sealed
 from aggregator.spec import JobSpec
 from aggregator.versions import (
@@ -19,13 +19,16 @@ from aggregator.versions import (
     reference,
 )
 from broker_bridge import cells
-from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, Ports
+from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
 from edge_client.bundle import PARAMS, Bundle, BundleError, open_bundle
 from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import BlobRef
+from firmware_tools.errors import ToolError
+from firmware_tools.inspect import inspect
 
 SPEC_PREFIX = "spec/"
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class JobRecord(msgspec.Struct):
@@ -51,22 +54,31 @@ class BundleShelf:
         path = self._cache / f"{hashlib.sha256(data).hexdigest()}.bundle"
         path.write_bytes(data)
         try:
+            await asyncio.to_thread(
+                inspect, path
+            )  # every member and graph: devices would fail on it one by one
             bundle = open_bundle(path)
             grid.decode(bundle.member(PARAMS), bundle.manifest.sizes)
-        except (BundleError, RemoteWireError) as error:
-            path.unlink()
+        except (BundleError, ToolError, RemoteWireError) as error:
+            path.unlink(missing_ok=True)  # the same bytes may be refused twice at the same time
             raise RefusedError("bad_bundle", str(error).replace(f"{path}: ", "")) from error
         return bundle, await self._ports.blobs.put(data)
 
     async def open(self, digest: str) -> tuple[Bundle, BlobRef]:
         """Open a stored bundle; raise NotFoundError."""
-        path = self._cache / f"{digest}.bundle"
         try:
             data = await self._ports.blobs.get(Digest(digest))
         except (MissingBlob, CorruptBlob) as error:
-            raise NotFoundError(f"bundle {digest[:12]} is not in the store: {error}") from error
+            raise NotFoundError(f"there is no bundle {digest[:80]!r}; upload it first") from error
+        path = (
+            self._cache / f"{digest}.bundle"
+        )  # a blob has this digest, so it is one and names no other file
         path.write_bytes(data)
-        return open_bundle(path), BlobRef(digest, len(data))
+        try:
+            return open_bundle(path), BlobRef(digest, len(data))
+        except BundleError as error:
+            path.unlink()
+            raise NotFoundError(f"{digest[:12]} is stored, but is not a bundle") from error
 
 
 class JobStore:
@@ -82,9 +94,9 @@ class JobStore:
         """Start a job at version 0; raise RefusedError (`exists`, `not_found`)."""
         bundle, ref = await self._shelf.open(spec.bundle)
         job_record = JobRecord(spec=spec, bundle=ref, created_at=now)
-        self._revisions.pop(f"{SPEC_PREFIX}{spec.name}", None)  # a name is used once: the cell must not exist
-        try:
-            await self._save(job_record)
+        key = f"{SPEC_PREFIX}{spec.name}"
+        try:  # a name is used once: the cell must not exist, whatever is known of it here
+            self._revisions[key] = await self._ports.heads.swing(key, 0, msgspec.json.encode(job_record))
         except Conflict as error:
             raise RefusedError("exists", f"a job named {spec.name} exists; choose another name") from error
         return await self._begin(job_record, bundle)
@@ -95,17 +107,20 @@ class JobStore:
         for change in await self._ports.heads.list(SPEC_PREFIX):
             if change.value is None:
                 continue
-            job_record = msgspec.json.decode(change.value, type=JobRecord)
+            job_record = decode_head(change.key, change.value, JobRecord)
             name = job_record.spec.name
             self._revisions[change.key] = change.revision
             self.records[name] = job_record
             bundle, _ = await self._shelf.open(job_record.bundle.digest)
+            cell = b""
             for key in (cells.version_key(name), cells.job_key(name)):
-                self._revisions[key], _ = await self._ports.heads.load(key)
+                self._revisions[key], cell = await self._ports.heads.load(key)
             if self._revisions[cells.version_key(name)] == 0:
                 jobs[name] = await self._begin(job_record, bundle)  # the engine died inside `create`
-            else:
-                jobs[name] = await self._resume(job_record, bundle, memos.get(name, JobMemo()))
+                continue
+            jobs[name] = await self._resume(job_record, bundle, memos.get(name, JobMemo()))
+            if cell != msgspec.json.encode(_job_cell(jobs[name], job_record)):  # it died inside `end`
+                await self._swing(cells.job_key(name), _job_cell(jobs[name], job_record))
         return jobs
 
     async def commit(self, job: Job, sealed: Sealed) -> None:
@@ -123,10 +138,15 @@ class JobStore:
 
     async def end(self, job: Job, reason: str, now: float) -> None:
         """Mark a job ended; admission refuses its updates from when it sees this."""
-        job_record = self.records[job.spec.name]
-        job_record.state, job_record.ended_at, job_record.reason = "ended", now, reason
-        await self._save(job_record)
-        await self._swing(cells.job_key(job.spec.name), _job_cell(job, job_record))
+        before = self.records[job.spec.name]
+        ended = msgspec.structs.replace(before, state="ended", ended_at=now, reason=reason)
+        self.records[job.spec.name] = ended  # at once: whoever asks meanwhile is told that it has ended
+        try:
+            await self._swing(f"{SPEC_PREFIX}{job.spec.name}", ended)
+        except PortError:
+            self.records[job.spec.name] = before
+            raise
+        await self._swing(cells.job_key(job.spec.name), _job_cell(job, ended))
 
     async def _begin(self, job_record: JobRecord, bundle: Bundle) -> Job:
         keyframe = bundle.member(PARAMS)
@@ -150,7 +170,7 @@ class JobStore:
     async def _resume(self, job_record: JobRecord, bundle: Bundle, memo: JobMemo) -> Job:
         blobs = self._ports.blobs
         _, value = await self._ports.heads.load(cells.version_key(job_record.spec.name))
-        digest = msgspec.json.decode(value, type=cells.VersionCell).manifest
+        digest = decode_head("the version", value, cells.VersionCell).manifest
         chain = [(digest, await load_manifest(blobs, digest))]
         while chain[-1][1].parent:
             parent = chain[-1][1].parent
@@ -170,12 +190,17 @@ class JobStore:
         self.records[job_record.spec.name] = job_record
         return Job(job_record.spec, bundle.manifest, job_record.bundle, job_record.created_at, head)
 
-    async def _save(self, job_record: JobRecord) -> None:
-        await self._swing(f"{SPEC_PREFIX}{job_record.spec.name}", job_record)
-
     async def _swing(self, key: str, value: msgspec.Struct) -> None:
         expected = self._revisions.get(key, 0)
         self._revisions[key] = await self._ports.heads.swing(key, expected, msgspec.json.encode(value))
+
+
+def decode_head(key: str, value: bytes, kind: type[S]) -> S:
+    """Decode a cell this program wrote; raise CorruptStateError when it is not of its form any more."""
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptStateError(f"head {key}: {error}") from error
 
 
 def _job_cell(job: Job, job_record: JobRecord) -> cells.JobCell:

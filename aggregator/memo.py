@@ -6,9 +6,10 @@ state it produced (I2).
 
 import msgspec
 
+from aggregator.errors import CorruptStateError
 from aggregator.fleet import DeviceRecord
 from aggregator.job import JobMemo
-from broker_bridge.ports import Blobs, Digest, Heads
+from broker_bridge.ports import Blobs, CorruptBlob, Digest, Heads, MissingBlob
 
 MEMO_KEY = "memo"
 
@@ -31,12 +32,15 @@ class MemoStore:
         self._digest = ""
 
     async def load(self) -> Memo:
-        """The newest memo; an empty one when there is none."""
+        """The newest memo, an empty one when there is none; raise CorruptStateError."""
         self._revision, value = await self._heads.load(MEMO_KEY)
         if not value:
             return Memo()
         self._digest = value.decode()
-        return msgspec.json.decode(await self._blobs.get(Digest(self._digest)), type=Memo)
+        try:
+            return msgspec.json.decode(await self._blobs.get(Digest(self._digest)), type=Memo)
+        except (MissingBlob, CorruptBlob, msgspec.DecodeError) as error:
+            raise CorruptStateError(f"the memo {self._digest[:12]}: {error}") from error
 
     async def save(self, memo: Memo) -> None:
         """Replace the memo; raise Conflict when another engine wrote one meanwhile."""
