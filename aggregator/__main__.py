@@ -1,9 +1,13 @@
 """The aggregator process: engine and HTTP API on one event loop. `fedfleet up` starts it."""
 
 import asyncio
+import contextlib
 import logging
+import signal
+import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,6 +20,8 @@ from aggregator.errors import AggregatorError
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
 
+DRAIN_S = 3  # how long a request under way may hold up the end
+
 log = structlog.get_logger()
 
 
@@ -23,35 +29,78 @@ log = structlog.get_logger()
 @click.option("--ports", required=True, help="Engine URL, e.g. sqlite:///state/fleet.db.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the HTTP API.")
 @click.option("--port", default=8080, show_default=True, help="Port of the HTTP API.")
-def main(ports: str, host: str, port: int) -> None:
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for copies of bundles, which may be deleted at any time; a temporary one unless given.",
+)
+def main(ports: str, host: str, port: int, cache: Path | None) -> None:
     """Run the aggregator until SIGTERM. Exit codes: 0 stopped, 1 could not go on (the log says why)."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     try:
-        asyncio.run(_serve(ports, host, port))
+        with _directory(cache) as bundles:
+            asyncio.run(_serve(ports, host, port, bundles))
     except (AggregatorError, PortError, OSError) as error:
         log.error("aggregator.failed", error=str(error))  # noqa: TRY400 - the message says it; a person reads this
         sys.exit(1)
 
 
-async def _serve(url: str, host: str, port: int) -> None:
-    ports = open_ports(url)
-    with tempfile.TemporaryDirectory(prefix="fedfleet-bundles-") as cache:
-        engine = Engine(ports, Path(cache))
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(engine), host=host, port=port, log_level="warning", access_log=False)
-        )
+@contextlib.contextmanager
+def _directory(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="fedfleet-bundles-") as temporary:
+        yield Path(temporary)
+
+
+async def _serve(url: str, host: str, port: int, bundles: Path) -> None:
+    with _claim(host, port) as listener:
+        ports = open_ports(url)
         try:
-            async with asyncio.TaskGroup() as group:
-                work = group.create_task(engine.run())
-                work.add_done_callback(lambda _: setattr(server, "should_exit", True))
-                await engine.ready.wait()
-                log.info("aggregator.up", url=f"http://{host}:{port}")
-                await server.serve()
-                engine.stop()
-        except* (AggregatorError, PortError, OSError) as group_error:
-            raise group_error.exceptions[0] from group_error
+            await _run(Engine(ports, bundles), listener)
         finally:
             await ports.close()
+
+
+async def _run(engine: Engine, listener: socket.socket) -> None:
+    """Load, then answer requests until a signal comes or the engine cannot go on; raise what stopped it."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(engine), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S
+        )
+    )
+    # uvicorn takes signals while it serves and raises them again after; ours make them harmless before and then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, engine.stop)
+    work = asyncio.create_task(engine.run())
+    work.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    ready = asyncio.create_task(engine.ready.wait())
+    await asyncio.wait({work, ready}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if ready.done():
+            host, port = listener.getsockname()[:2]
+            log.info("aggregator.up", url=f"http://{host}:{port}")
+            await server.serve(sockets=[listener])
+    finally:
+        ready.cancel()
+        engine.stop()
+        await work
+
+
+def _claim(host: str, port: int) -> socket.socket:
+    """Bind the API's port before anything is loaded; uvicorn would end the process without a word of why."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AggregatorError(
+            f"port {port} on {host} is not free ({error.strerror}); stop what uses it, or choose another --port"
+        ) from error
+    return listener
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A small client of the HTTP API for the commands and the demo."""
 
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -21,7 +22,10 @@ class Api:
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S)
+        try:
+            self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S)
+        except httpx.InvalidURL as error:
+            raise ApiError("unreachable", f"{url!r} is not the URL of a server: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -47,15 +51,15 @@ class Api:
 
     def job(self, name: str) -> dict[str, Any]:
         """One job."""
-        return self._json("GET", f"/jobs/{name}")
+        return self._json("GET", f"/jobs/{_segment(name)}")
 
     def stop(self, name: str) -> dict[str, Any]:
         """End a job."""
-        return self._json("POST", f"/jobs/{name}/stop")
+        return self._json("POST", f"/jobs/{_segment(name)}/stop")
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         """All versions of a job, oldest first."""
-        return list(self._json("GET", f"/jobs/{name}/versions")["versions"])
+        return list(self._json("GET", f"/jobs/{_segment(name)}/versions")["versions"])
 
     def devices(self) -> list[dict[str, Any]]:
         """All devices."""
@@ -66,23 +70,32 @@ class Api:
         query: dict[str, str | int] = {"format": kind}
         if version is not None:
             query["version"] = version
-        response = self._call("GET", f"/jobs/{name}/model", params=query)
+        response = self._call("GET", f"/jobs/{_segment(name)}/model", params=query)
         return int(response.headers["X-Fedfleet-Version"]), response.content
 
     def _json(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        body: dict[str, Any] = self._call(method, path, **arguments).json()
+        response = self._call(method, path, **arguments)
+        try:
+            body: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise ApiError("http", f"what answers at {self.url} is not a fedfleet server") from error
         return body
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **arguments)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ApiError(
                 "unreachable", f"no server at {self.url} ({error}); start one with: fedfleet up"
             ) from error
         if response.is_error:
             raise _refusal(response)
         return response
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path, whatever is in it."""
+    return "%2E" * len(name) if name in {".", ".."} else quote(name, safe="")
 
 
 def _refusal(response: httpx.Response) -> ApiError:

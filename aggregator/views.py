@@ -69,10 +69,17 @@ def device(record: DeviceRecord) -> View:
     return view
 
 
+def find_version(found: Job, number: int) -> VersionRecord:
+    """The record of a version; raise NotFoundError naming those there are."""
+    if not 0 <= number <= found.version:
+        raise NotFoundError(f"job {found.spec.name} has no version {number}; it has 0 to {found.version}")
+    return found.history.records[number]
+
+
 def find_job(engine: Engine, name: str) -> Job:
     """The job of this name; raise NotFoundError naming those there are."""
     found = engine.jobs.get(name)
     if found is None:
         known = ", ".join(sorted(engine.jobs)) or "none"
-        raise NotFoundError(f"no job named {name}; there are: {known}")
+        raise NotFoundError(f"no job named {name[:80]}; there are: {known}")
     return found

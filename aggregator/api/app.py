@@ -1,25 +1,27 @@
 """The FastAPI application around one engine. Errors are problem details (RFC 9457)."""
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from aggregator import views
+from aggregator.api.problems import answer_with_problems
 from aggregator.engine import Engine
-from aggregator.errors import AggregatorError, NotFoundError, RefusedError
+from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
+from aggregator.job import Job
 from aggregator.spec import JobSpec, parse
-from aggregator.versions import load_manifest, load_model
+from aggregator.versions import VersionManifest, load_model
 from broker_bridge import cells
-from broker_bridge.ports import PortError
 from edge_client.bundle import INFER
 from edge_client.wire.limits import FRAME_BYTES_MAX, JSON_BYTES_MAX
 from firmware_tools.errors import ExportError
 from firmware_tools.export import export_model
 
 PREFIX = "/api/v1"
-STATUS = {"not_found": 404, "exists": 409, "ended": 409, "too_large": 413, "not_stored": 410}
+DeviceStateName = Literal["ready", "disconnected", "lost", "unknown"]
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -27,20 +29,12 @@ def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(
         title="fedfleet", version="1", docs_url=f"{PREFIX}/docs", openapi_url=f"{PREFIX}/openapi.json"
     )
-    app.add_exception_handler(AggregatorError, _problem)
-    app.add_exception_handler(PortError, _problem)
+    answer_with_problems(app)
     _add_service(app, engine)
     _add_bundles(app, engine)
     _add_jobs(app, engine)
     _add_versions(app, engine)
     return app
-
-
-async def _problem(_: Request, error: Exception) -> Response:
-    code = error.code if isinstance(error, RefusedError) else "internal"
-    status = STATUS.get(code, 422) if isinstance(error, RefusedError) else 500
-    body = {"type": "about:blank", "title": code, "status": status, "code": code, "detail": str(error)}
-    return JSONResponse(body, status, media_type="application/problem+json")
 
 
 async def _body(request: Request, bytes_max: int) -> bytes:
@@ -66,7 +60,7 @@ def _add_service(app: FastAPI, engine: Engine) -> None:
         }
 
     @app.get(f"{PREFIX}/devices")
-    async def devices(state: str | None = None) -> dict[str, Any]:
+    async def devices(state: DeviceStateName | None = None) -> dict[str, Any]:
         """All devices, by id; `state` filters on ready, disconnected, lost or unknown."""
         found = [r for _, r in sorted(engine.fleet.devices.items()) if state in (None, r.state)]
         return {"devices": [views.device(record) for record in found]}
@@ -116,6 +110,7 @@ def _add_jobs(app: FastAPI, engine: Engine) -> None:
     @app.post(f"{PREFIX}/jobs/{{name}}/stop")
     async def stop(name: str) -> dict[str, Any]:
         """End a job; devices remove its workspace."""
+        views.find_job(engine, name)
         await engine.end(name, "stopped by a person")
         return views.job(engine, name)
 
@@ -131,9 +126,7 @@ def _add_versions(app: FastAPI, engine: Engine) -> None:
     async def version(name: str, number: int) -> dict[str, Any]:
         """One version."""
         job = views.find_job(engine, name)
-        if not 0 <= number <= job.version:
-            raise NotFoundError(f"job {name} has versions 0 to {job.version}")
-        return views.version(job, job.history.records[number])
+        return views.version(job, views.find_version(job, number))
 
     @app.get(f"{PREFIX}/jobs/{{name}}/model", response_class=Response)
     async def model(
@@ -143,20 +136,32 @@ def _add_versions(app: FastAPI, engine: Engine) -> None:
     ) -> Response:
         """The model of a version (the newest, unless named) as an ONNX inference model."""
         job = views.find_job(engine, name)
-        number = job.version if version is None else version
-        manifest = job.recent.get(number)
-        if manifest is None:
-            kept = ", ".join(str(v) for v in sorted(job.recent))
-            raise RefusedError("not_stored", f"version {number} of {name} is not stored; these are: {kept}")
-        stored = await load_manifest(engine.ports.blobs, job.history.records[number].manifest)
-        values = await load_model(engine.ports.blobs, stored, job.bundle.sizes)
-        bundle, _ = await engine.shelf.open(job.bundle_ref.digest)
+        number = views.find_version(job, job.version if version is None else version).version
         try:
-            data = export_model(bundle.member(INFER), bundle.manifest, values, kind, version=str(number))
+            values = await load_model(engine.ports.blobs, _stored(job, number), job.bundle.sizes)
+        except CorruptStateError:
+            _stored(job, number)  # a commit may just have ended its time, which is nobody's fault
+            raise
+        bundle, _ = await engine.shelf.open(job.bundle_ref.digest)
+        infer = bundle.member(INFER)
+        try:  # in a thread: a large model takes seconds, and the engine shares this event loop
+            data = await asyncio.to_thread(
+                export_model, infer, bundle.manifest, values, kind, version=str(number)
+            )
         except ExportError as error:
             raise RefusedError("bad_export", str(error)) from error
         headers = {"X-Fedfleet-Version": str(number)}
         return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+def _stored(job: Job, number: int) -> VersionManifest:
+    manifest = job.recent.get(number)
+    if manifest is None:
+        kept = ", ".join(str(v) for v in sorted(job.recent))
+        raise RefusedError(
+            "not_stored", f"version {number} of {job.spec.name} is not stored any more; these are: {kept}"
+        )
+    return manifest
 
 
 def _binary_body(what: str) -> dict[str, Any]:
