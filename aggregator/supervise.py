@@ -11,20 +11,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import structlog
 
-from broker_bridge.broker import Broker, BrokerError, Kind
+from aggregator.restarts import Restarts
+from broker_bridge.broker import Broker, BrokerError, Kind, free_port
 
-RESTART_S_MIN = 0.2  # first pause before a dead process is started again; doubles up to RESTART_S_MAX
-RESTART_S_MAX = 10.0
-HEALTHY_S = 10.0  # a process that lived this long is restarted without delay
 STOP_S = 10.0  # the bridge drains its window and the aggregator writes its memo in well under a second
 POLL_S = 0.1
+LOG_BYTES_MAX = 10_000_000  # a log above this is put aside as .old when its process starts
+LOG_TAIL_BYTES = 2000
+
+Process = subprocess.Popen[bytes]
 
 log = structlog.get_logger()
 
@@ -35,23 +37,36 @@ class SupervisorError(Exception):
 
 @dataclass
 class Child:
-    """A process that is kept alive."""
+    """A process that is kept alive; `launch` starts it and may raise BrokerError or OSError."""
 
     name: str
-    command: list[str]
+    launch: Callable[[], Process]
     log_path: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     started_at: float = 0.0
-    pause_s: float = RESTART_S_MIN
-    restarts: int = 0
+    restarts: Restarts = field(default_factory=Restarts)
+    _dead: bool = False
 
     def start(self) -> None:
-        """Start the process, its output appended to its log."""
-        with self.log_path.open("ab") as output:
-            self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+        """Start the process."""
+        self.process = self.launch()
         self.started_at = time.monotonic()
+        self._dead = False
+
+    def tend(self) -> None:
+        """Start the process again when it has died and its pause is over; never waits."""
+        if self.process is None or self.process.poll() is None:
+            return
+        now = time.monotonic()
+        if not self._dead:
+            self._dead = True
+            self._died(now - self.started_at, now, f"code {self.process.returncode}")
+        if now < self.restarts.due_at:
+            return
+        try:
+            self.start()
+        except (BrokerError, OSError) as error:
+            self._died(0.0, time.monotonic(), str(error))
 
     def stop(self) -> None:
         """Ask the process to end, and kill it when it does not."""
@@ -64,10 +79,27 @@ class Child:
             self.process.kill()
             self.process.wait()
 
+    def last_words(self) -> str:
+        """For a person: that it dies again and again, and the end of its log."""
+        tail = b""
+        with contextlib.suppress(FileNotFoundError):  # it never came to log anything
+            tail = self.log_path.read_bytes()[-LOG_TAIL_BYTES:]
+        return (
+            f"{self.name} died {self.restarts.short_lives} times right after its start; {self.log_path} ends:\n"
+            + (tail.decode(errors="replace").strip() or "(empty)")
+        )
+
+    def _died(self, lived_s: float, now: float, why: str) -> None:
+        before = self.restarts.hopeless
+        self.restarts.died(lived_s, now)
+        log.warning("process.died", name=self.name, why=why, log=str(self.log_path))
+        if self.restarts.hopeless and not before:  # once: the log has the rest
+            log.error(self.last_words())
+
 
 @dataclass
 class Supervisor:
-    """One server: `start`, then `tend` again and again, then `stop`."""
+    """One server: `start`, then `tend` again and again, then `stop`. Port 0 chooses a free one."""
 
     state_dir: Path
     http_port: int
@@ -79,65 +111,80 @@ class Supervisor:
 
     def start(self) -> None:
         """Start all three; raise SupervisorError or BrokerError, with nothing left running."""
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.state_dir)
-        _check_free(self.http_port, "--port")
         try:
-            self._start_broker()
+            self.state_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.state_dir)
+            self._choose_ports()
+            broker = Child("broker", self._start_broker, self.state_dir / "broker" / "broker.log")
+            self.children = [broker]
+            broker.start()
             assert self.broker is not None
             ports = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
-            self.children = [
-                self._child("aggregator", "--ports", ports, "--port", str(self.http_port)),
+            cache = str(self.state_dir / "bundles")
+            self.children += [
+                self._child("aggregator", "--ports", ports, "--port", str(self.http_port), "--cache", cache),
                 self._child("broker_bridge", "--ports", ports, "--broker", f"127.0.0.1:{self.broker.port}"),
             ]
-            for child in self.children:
+            for child in self.children[1:]:
                 child.start()
+        except OSError as error:
+            self.stop()
+            raise SupervisorError(
+                f"{error.filename or self.state_dir}: {error.strerror}; "
+                "make it writable or make room, or choose another --state-dir"
+            ) from error
         except BaseException:
             self.stop()
             raise
 
     def tend(self) -> None:
-        """Start again what has died."""
-        if self.broker is not None and self.broker.process.poll() is not None:
-            log.warning("broker.died", code=self.broker.process.returncode)
-            try:
-                self._start_broker()
-            except BrokerError as error:
-                log.error("broker.not_started", error=str(error))  # noqa: TRY400 - tried again at the next look
-                time.sleep(RESTART_S_MIN)
+        """Start again what has died; returns at once."""
         for child in self.children:
-            assert child.process is not None
-            code = child.process.poll()
-            if code is None:
-                continue
-            if time.monotonic() - child.started_at > HEALTHY_S:
-                child.pause_s = RESTART_S_MIN
-            log.warning("process.died", name=child.name, code=code, log=str(child.log_path))
-            time.sleep(child.pause_s)
-            child.pause_s = min(2 * child.pause_s, RESTART_S_MAX)
-            child.restarts += 1
-            child.start()
+            child.tend()
+
+    def hopeless(self) -> Child | None:
+        """A process that dies whenever it is started, if there is one."""
+        return next((child for child in self.children if child.restarts.hopeless), None)
 
     def stop(self) -> None:
         """End all three, the broker last."""
         for child in reversed(self.children):
             child.stop()
-        if self.broker is not None:
-            self.broker.stop()
         if self._lock is not None:
             self._lock.close()
 
-    def _start_broker(self) -> None:
+    def _choose_ports(self) -> None:
+        self.http_port = self.http_port or free_port()
+        _check_free(self.http_port, "--port")
+        if self.mqtt_port:
+            if self.mqtt_port == self.http_port:
+                raise SupervisorError(f"--port and --mqtt-port are both {self.http_port}; choose two")
+            _check_free(self.mqtt_port, "--mqtt-port")
+
+    def _start_broker(self) -> Process:
+        before = self.broker
         self.broker = Broker.start(
             self.broker_kind,  # type: ignore[arg-type]  # click.Choice has checked it
             state_dir=self.state_dir / "broker",
             port=self.mqtt_port,
+            port_v311=before.port_v311 if before is not None and before.kind == "iotcore" else 0,
         )
         self.mqtt_port = self.broker.port
+        return self.broker.process
 
     def _child(self, module: str, *arguments: str) -> Child:
         command = [sys.executable, "-m", "aggregator.child", str(os.getpid()), module, *arguments]
-        return Child(module, command, self.state_dir / f"{module}.log")
+        log_path = self.state_dir / f"{module}.log"
+
+        def launch() -> Process:
+            if log_path.exists() and log_path.stat().st_size > LOG_BYTES_MAX:
+                log_path.replace(log_path.with_suffix(".log.old"))
+            with log_path.open("ab") as output:
+                return subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                )
+
+        return Child(module, launch, log_path)
 
 
 @contextlib.contextmanager
@@ -159,7 +206,7 @@ def _lock(state_dir: Path) -> IO[str]:
     lock = (state_dir / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise SupervisorError(
             f"{state_dir} is in use by another fedfleet server; stop it, or choose another --state-dir"
@@ -174,5 +221,5 @@ def _check_free(port: int, option: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise SupervisorError(
-                f"port {port} is in use; stop what uses it, or choose another with {option}"
+                f"port {port} is not free ({error.strerror}); stop what uses it, or choose another with {option}"
             ) from error

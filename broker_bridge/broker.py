@@ -86,6 +86,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # Ctrl+C goes to the group; the parent stops us in its order
             )
         broker = cls(host, port, port_v311, chosen, state_dir, process)
         try:

@@ -39,7 +39,6 @@ def serve_iotcore(config: str) -> None:
 def main(arguments: list[str]) -> None:
     """Become the broker that `arguments` name."""
     parent, kind, *rest = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the group; the parent stops us in its order
     die_with_parent(int(parent))
     if kind == "mosquitto":
         program, config = rest

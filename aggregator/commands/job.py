@@ -29,8 +29,8 @@ def job() -> None:
 @click.option("--bundle", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--name", required=True, help="Name of the job: a-z, 0-9 and '-'.")
 @click.option("--dataset", required=True, help="Data set that devices must have declared.")
-@click.option("--cohort", default="all", show_default=True, help="Devices that get the offer.")
-@click.option("--strategy", default="fedbuff", show_default=True, help="How updates are aggregated.")
+@click.option("--cohort", help="Devices that get the offer.  [default: all]")
+@click.option("--strategy", help="How updates are aggregated.  [default: fedbuff]")
 @click.option("--buffer-size", type=int, help="Updates a new version is made of.")
 @click.option("--concurrency", type=int, help="Devices that train at the same time.")
 @click.option("--max-wait", "max_wait_s", type=float, help="Commit a part-full buffer after so many seconds.")
@@ -45,7 +45,7 @@ def job() -> None:
 @click.option(
     "--spec",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON file of further fields.",
+    help="JSON file of further fields of the job; options given here win over it.",
 )
 @server_option
 @json_option
@@ -185,15 +185,22 @@ def _fields(spec: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     if spec is not None:
         try:
             fields = msgspec.json.decode(spec.read_bytes(), type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise click.ClickException(f"{spec}: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise click.BadParameter(f"{spec}: {error}", param_hint="--spec") from error
     for name, value in options.items():
         if value is None:
             continue
         if name in TrainingSpec.__struct_fields__:
-            fields.setdefault("training", {})[name] = value
+            _within(fields, "training")[name] = value
         elif name in EndSpec.__struct_fields__:
-            fields.setdefault("end", {})[name] = value
+            _within(fields, "end")[name] = value
         else:
             fields[name] = value
     return fields
+
+
+def _within(fields: dict[str, Any], part: str) -> dict[str, Any]:
+    inner = fields.setdefault(part, {})
+    if not isinstance(inner, dict):
+        raise click.BadParameter(f"{part} is not an object", param_hint="--spec")
+    return inner

@@ -1,15 +1,18 @@
 """`fedfleet up`: the whole server on one machine."""
 
+import sys
 import time
 from pathlib import Path
 
 import click
+import structlog
 
 from aggregator.client import Api, ApiError
 from aggregator.commands.common import EXIT_CODES, json_option, print_json
 from aggregator.supervise import POLL_S, Supervisor, SupervisorError, until_signalled
 from broker_bridge.broker import BrokerError
 
+PORT = click.IntRange(0, 65535)
 READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small machine ten times that
 
 
@@ -21,8 +24,20 @@ READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small
     show_default=True,
     help="Directory of everything that survives a restart.",
 )
-@click.option("--port", default=8080, show_default=True, help="Port of the HTTP API, on loopback.")
-@click.option("--mqtt-port", default=1883, show_default=True, help="Port of the MQTT broker, on loopback.")
+@click.option(
+    "--port",
+    type=PORT,
+    default=8080,
+    show_default=True,
+    help="Port of the HTTP API, on loopback; 0: a free one.",
+)
+@click.option(
+    "--mqtt-port",
+    type=PORT,
+    default=1883,
+    show_default=True,
+    help="Port of the MQTT broker, on loopback; 0: a free one.",
+)
 @click.option(
     "--broker",
     type=click.Choice(["auto", "mosquitto", "iotcore"]),
@@ -36,6 +51,8 @@ def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool
 
     Stopping and starting again with the same --state-dir goes on where it was.
     """
+    # What is said about the processes goes to stderr: with --json, stdout is one document.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with until_signalled() as signals:
         supervisor = Supervisor(state_dir, port, mqtt_port, broker)
         try:
@@ -46,6 +63,7 @@ def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool
             while not signals:
                 supervisor.tend()
                 time.sleep(POLL_S)
+            click.echo("stopping", err=True)
         except (SupervisorError, BrokerError) as error:
             raise click.ClickException(str(error)) from error
         finally:
@@ -59,6 +77,9 @@ def _wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
             try:
                 api.health()
             except ApiError as error:
+                lost = supervisor.hopeless()
+                if lost is not None:
+                    raise SupervisorError(lost.last_words()) from error
                 if time.monotonic() > deadline:
                     raise SupervisorError(
                         f"the aggregator did not answer in {READY_S:g} s; its log is "

@@ -159,11 +159,12 @@ class Fleet:
         child = next(c for c in self.supervisor.children if c.name == name)
         os.kill(child.process.pid, signal.SIGKILL)
         child.process.wait()
-        self.supervisor.tend()
+        until(lambda: self.supervisor.tend() or child.process.poll() is None, f"{name} runs again")
 
     def kill_broker(self):
-        self.supervisor.broker.kill()
-        self.supervisor.tend()
+        killed = self.supervisor.broker
+        killed.kill()
+        until(lambda: self.supervisor.tend() or self.supervisor.broker is not killed, "another broker")
 
     def stop_devices(self):
         for daemon in self.daemons.values():
