@@ -105,9 +105,13 @@ def _load(path: Path) -> configuration.DeviceConfig:
 
 
 def _table(report: store.Report) -> str:
+
+    def held(version: int | None) -> str:
+        return "holds no model yet" if version is None else f"holds version {version}"
+
     lines = [f"epoch {report['epoch']}, next seq {report['next_seq']}", f"jobs: {len(report['jobs'])}"]
     lines += [
-        f"  {job['job']}: holds version {job['held']}, ask {job['ask']}, last receipt {job['receipt'] or 'none'}"
+        f"  {job['job']}: {held(job['held'])}, last receipt {job['receipt'] or 'none'}"
         for job in report["jobs"]
     ]
     lines.append(f"waiting for a receipt: {len(report['outbox'])}")

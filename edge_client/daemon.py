@@ -3,6 +3,7 @@
 Knows MQTT, SQLite and the trainer child only through transport, store and trainer; decides nothing itself.
 """
 
+import contextlib
 import fcntl
 import logging
 import platform
@@ -12,7 +13,9 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -31,7 +34,6 @@ from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.messages import CODEC_TERNARY, PROTOCOL, DatasetInfo, DeviceInfo, DeviceState
 from edge_client.work import Work
 
-RUN_BITS = 32  # status revisions of one run, and connections: 4 thousand million
 WAIT_MAX_S = 60.0  # a timer computed wrongly delays the device at most this long
 
 _log = structlog.get_logger("fedfleet.device")
@@ -53,7 +55,7 @@ class Daemon:
         self._config = config
         self._store = store
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._conn_seq = run << RUN_BITS
+        self._conn_seq = run
         self._info: dict[str, DatasetInfo] = {}
         self._undescribed = set(config.data)
         self._events: deque[ev.Event] = deque()
@@ -77,7 +79,7 @@ class Daemon:
             jobs=jobs,
             rows=store.rows(),
             next_ask=store.next_ask,
-            first_rev=run << RUN_BITS,
+            first_rev=run,
             rng=rng,
         )
         self._work.sweep({row.offer.job for row in jobs})
@@ -288,23 +290,33 @@ def run(config: DeviceConfig, *, log_json: bool = False) -> None:
     """Run a device until SIGTERM or SIGINT; raise ConfigError or StoreError when it cannot start."""
     configure_logging(json=log_json)
     config.password()
-    store = open_store(config.state_dir)
+    with _locked(config.state_dir), contextlib.closing(open_store(config.state_dir)) as store:
+        daemon = Daemon(config, store)
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            daemon.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        daemon.serve()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the state for this process, before anything in it is opened; raise StoreError when another has it."""
     try:
-        with (config.state_dir / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StoreError(f"{config.state_dir}: another daemon uses this state") from error
-            daemon = Daemon(config, store)
-
-            def stop(_signal: int, _frame: FrameType | None) -> None:
-                daemon.stop()
-
-            signal.signal(signal.SIGTERM, stop)
-            signal.signal(signal.SIGINT, stop)
-            daemon.serve()
-    finally:
-        store.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise StoreError(f"device.state_dir {folder}: cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"device.state_dir {folder}: another daemon uses this state; stop it, or give this one its own"
+            ) from error
+        yield
 
 
 def configure_logging(*, json: bool) -> None:

@@ -50,6 +50,7 @@ class Job:
     failures: int = 0
     progress_at: float = 0.0
     said: Said | None = None
+    successor: Offer | None = None  # another offer under this name, taken up when this job is gone
 
     @property
     def name(self) -> str:
@@ -75,7 +76,6 @@ class Device:
         self.datasets: dict[str, DatasetInfo | str] = {}
         self.outgoing = Outgoing(rows, rng)
         self.jobs: dict[str, Job] = {}
-        self.ended: dict[str, Offer] = {}
         self.connected = False
         self.training: Job | None = None
         self.rng = rng

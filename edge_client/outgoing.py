@@ -65,9 +65,13 @@ class Outgoing:
                 del self._items[uid]
 
     def connected(self, *, yes: bool) -> None:
-        """The broker came or went; a new connection sends everything again."""
+        """The broker came or went; a new connection sends everything again.
+
+        It says anew which bridges there are: a server set up afresh counts its connections from one again.
+        """
         self._connected = yes
         if yes:
+            self._bridges.clear()
             self._due_now()
 
     def bridge(self, event: BridgeState) -> None:

@@ -12,10 +12,9 @@ from edge_client.job import Device, Job, Phase, blobs
 from edge_client.matching import mismatch
 from edge_client.trainer_protocol import Failed, Progress, Trained
 from edge_client.wire import topics
-from edge_client.wire.messages import KEEP_MASS_CODES, Ask, Assignment, DatasetInfo, Offer
+from edge_client.wire.messages import Ask, Assignment, DatasetInfo, Offer
 
 JOBS_MAX = 16  # jobs one device serves at a time: each holds a model, a residual and perhaps an update
-ENDED_MAX = 64  # offers remembered as over for this device, so that a retained one is not taken up again
 BACKOFF_S = 15.0  # first wait after a failed participation; doubles
 BACKOFF_MAX_S = 3600.0  # a device that always fails asks once an hour: enough to be seen, cheap for the fleet
 LEASE_SLACK = 0.5  # share of the lease after its end that a pull may still go on: a late update counts, by τ
@@ -26,11 +25,22 @@ FATAL_CODES = frozenset({"bad_data", "schema_mismatch", "bad_bundle"})  # trying
 # -- from offer to ask ------------------------------------------------------------------------------
 
 
-def meet(device: Device, event: ev.OfferSeen) -> None:
-    """Take a new offer in; one that has ended for this device is not taken up again."""
+def meet(device: Device, event: ev.OfferSeen, now: float) -> None:
+    """Take a new offer in. Another model or data set under a name that is held ends the job held first."""
     offer = event.offer
-    if offer.job not in device.jobs and device.ended.get(offer.job) != offer:
+    job = device.jobs.get(offer.job)
+    if job is None:
         device.jobs[offer.job] = Job(offer, 0)
+    elif job.phase is Phase.ENDING:
+        job.successor = offer
+    elif _essence(offer) != _essence(job.offer):
+        job.successor = offer
+        end(device, job, ev.OfferWithdrawn(job.name), now)
+
+
+def _essence(offer: Offer) -> tuple[object, ...]:
+    """What makes an offer another job, when it changes: model, residual and training depend on it."""
+    return offer.bundle.digest, offer.dataset, offer.data
 
 
 def obstacle(device: Device, offer: Offer) -> str | None:
@@ -137,13 +147,14 @@ def advance(device: Device, job: Job, _event: Any, now: float) -> None:
     """Begin the pull when its time has come; give it up when the lease is long over."""
     if job.due is None or now < job.due or job.assignment is None:
         return
-    if job.started:
+    if job.started:  # what was pulled stays until the next assignment, which may be of the same version
         renumber(device, job)
-        retire(device, job)
+        leave_pull(job)
         ask(device, job, now)
         return
     job.started, job.due = True, job.lease_end
     device.status(job, "pulling")
+    device.keep_blobs()
     device.actions.extend(ev.Pull(blob) for blob in blobs(job.assignment) if blob.digest in job.missing)
     if not job.missing:  # another job has pulled them while this one waited
         job.phase = Phase.READY
@@ -221,10 +232,15 @@ def fail(device: Device, job: Job, why: str, now: float, *, at_once: bool = Fals
     renumber(device, job)
 
 
-def retire(device: Device, job: Job) -> None:
-    """Leave pulling or training; its blobs are not needed any more."""
+def leave_pull(job: Job) -> None:
+    """The assignment is void."""
     job.assignment, job.started = None, False
     job.missing.clear()
+
+
+def retire(device: Device, job: Job) -> None:
+    """Leave pulling or training; its blobs are not needed any more."""
+    leave_pull(job)
     if device.training is job:
         device.training = None
     device.keep_blobs()
@@ -251,8 +267,10 @@ def judged(device: Device, job: Job, event: Any, now: float) -> None:
     if code == "resync":
         job.held = None
     job.phase, job.due = Phase.OFFERED, None
-    if event.receipt.verdict == "accepted" or code in KEEP_MASS_CODES:
+    if event.receipt.verdict == "accepted" or code == "stale":
         job.failures = 0
+    elif code == "resync" and job.failures == 0:  # a key-frame heals it, if the server agrees with itself
+        job.failures = 1
     else:  # what was refused for its content would be refused again: do not spin
         job.due = now + device.stretch(min(BACKOFF_S * 2**job.failures, BACKOFF_MAX_S))
         job.failures = min(job.failures + 1, 16)
@@ -267,10 +285,6 @@ def end(device: Device, job: Job, event: Any, now: float) -> None:
     """The job is over; what was published still gets its verdict before everything is removed."""
     if device.training is job:
         device.actions.append(ev.StopTrainer())
-    if isinstance(event, ev.JobEnded):
-        if len(device.ended) >= ENDED_MAX:
-            del device.ended[next(iter(device.ended))]
-        device.ended[job.name] = job.offer
     device.actions.append(ev.DropUnpublished(job.name))
     device.outgoing.remove_job(job.name, published=False)
     retire(device, job)
@@ -279,7 +293,7 @@ def end(device: Device, job: Job, event: Any, now: float) -> None:
     leave(device, job, event, now)
 
 
-def leave(device: Device, job: Job, _event: Any, _now: float) -> None:
+def leave(device: Device, job: Job, _event: Any, now: float) -> None:
     """Remove the job once no published update waits for its verdict."""
     if device.outgoing.update_of(job.name) is not None:
         return
@@ -288,7 +302,15 @@ def leave(device: Device, job: Job, _event: Any, _now: float) -> None:
     device.actions.append(ev.RemoveWorkspace(job.name))
     device.keep_blobs()
     job.phase = Phase.ENDED
-    restate(device, job, None, 0.0)
+    restate(device, job, None, now)
+    if job.successor is not None:
+        device.jobs[job.name] = Job(job.successor, 0)
+        consider(device, device.jobs[job.name], None, now)
+
+
+def forgo(_device: Device, job: Job, _event: Any, _now: float) -> None:
+    """The offer that waited for this job to be gone is withdrawn too."""
+    job.successor = None
 
 
 Step = Callable[[Device, Job, Any, float], None]
@@ -325,6 +347,7 @@ def _rules() -> dict[tuple[Phase, type], Rule]:
         (p.TRAINING, ev.StoreFailed, store_failed, failed),
         (p.UPLOADING, ev.ReceiptSeen, judged, (p.OFFERED, *asks)),
         (p.ENDING, ev.ReceiptSeen, leave, (p.ENDED,)),
+        (p.ENDING, ev.OfferWithdrawn, forgo, ()),
     ]
     going_on = (p.PULLING, p.READY, p.TRAINING, p.UPLOADING)
     rows += [(phase, ev.OfferSeen, renew, ()) for phase in going_on]

@@ -89,7 +89,7 @@ class Session:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at `now` and return what is to be done, in order."""
         device = self._device
-        self._note(event)
+        self._note(event, now)
         for job in self._concerned(event):
             rule = TABLE.get((job.phase, type(event)))
             if rule is not None:
@@ -98,7 +98,7 @@ class Session:
         device.actions.extend(device.outgoing.due(now))
         return device.take_actions()
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: Event, now: float) -> None:
         """Take in what concerns the whole device."""
         device = self._device
         match event:
@@ -113,9 +113,7 @@ class Session:
             case BridgeState():
                 device.outgoing.bridge(event)
             case OfferSeen():
-                phases.meet(device, event)
-            case OfferWithdrawn(name):
-                device.ended.pop(name, None)
+                phases.meet(device, event, now)
             case JobEnded(end) if end.job not in device.jobs:
                 device.say(end.job, ("ended", end.reason, None))
             case ReceiptSeen(receipt):

@@ -7,6 +7,7 @@ What to send when is decided by the session; this module neither sends nor train
 import contextlib
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from edge_client.wire.messages import KEEP_MASS_CODES, Offer, decode, encode
 from edge_client.wire.topics import Uid
 
 SCHEMA_VERSION = 1
+RUN_BITS = 27  # numbers of one run: a status a second for four years; with minutes since 1970 below 2^53
 FILE = "state.db"
 EVALUATION_ROWS_MAX = 64  # unsent evaluations; one a participation, so days offline with hourly training
 EVALUATION_BYTES_MAX = 256 * 1024  # of their bodies; one is about 250 B
@@ -78,13 +80,13 @@ class Store:
     # -- counters ------------------------------------------------------------------------------------
 
     def begin_run(self) -> int:
-        """Count and return this start of the daemon.
+        """Count this start of the daemon and return a number above all of earlier starts.
 
         Connection numbers and status revisions grow from it, so that they cost no write each.
         """
         with self._change("count a start"):
             self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'runs'")
-        return self._number("runs")
+        return self._number("runs") << RUN_BITS
 
     @property
     def next_seq(self) -> int:
@@ -320,7 +322,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    facts = {"epoch": secrets.token_hex(8), "runs": 0, "seq": 1, "ask": 1}
+    # A server remembers the numbers of a database that was lost, and takes lower ones for old news. Minutes are
+    # above them, unless the device has no clock: then its words count only once they have caught up.
+    runs = int(time.time() / 60)
+    facts = {"epoch": secrets.token_hex(8), "runs": runs, "seq": 1, "ask": runs << RUN_BITS}
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";\n"):
         if statement.strip():

@@ -1,52 +1,24 @@
-"""The session's table: each rule of a job's life, and every order of loss, crash and reordering."""
+"""The session's table: each rule of a job's life."""
 
 import random
-import tempfile
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from edge_client import events as ev
 from edge_client import outgoing, phases
 from edge_client.job import Phase
 from edge_client.phases import TABLE
 from edge_client.session import Session
-from edge_client.store import NewUpdate, open_store
-from edge_client.trainer_protocol import Failed, Progress, Trained
+from edge_client.trainer_protocol import Failed, Progress
 from edge_client.wire.messages import (
-    KEEP_MASS_CODES,
-    Assignment,
     BlobRef,
     DataSchema,
-    DatasetInfo,
-    Evaluation,
     JobEnd,
-    Metrics,
-    Offer,
     Receipt,
-    TrainingPlan,
 )
 from edge_client.wire.topics import Uid
-
-SCHEMA = DataSchema((2, 8), 3, ("channel", "time"))
-INFO = DatasetInfo("demo", SCHEMA, 40)
-BUNDLE = BlobRef("b" * 64, 10)
-MODEL = BlobRef("c" * 64, 10)
-TRAINED = Trained(b"frame", b"accepted", b"kept", Evaluation(0, Metrics(1, 1.0, 0.0)))
-
-
-def offer(job="job", data=SCHEMA):
-    """An offer whose asks are repeated each 10 s."""
-    return Offer(job, "demo", data, BUNDLE, 10.0)
-
-
-def assignment(ask, job="job", not_before=0.0):
-    """An answer to an ask, with a lease of 100 s."""
-    plan = TrainingPlan(10, 4, 0.1, 0.1, 1.0)
-    return Assignment(job, ask, 3, "00" * 8, BUNDLE, (MODEL,), plan, 100.0, not_before)
+from tests.unit.edge_client.offers import BUNDLE, INFO, MODEL, TRAINED, assignment, offer
 
 
 def stored(seq=1, ask=2, job="job"):
@@ -268,15 +240,87 @@ def test_status_is_said_again_on_a_new_connection(drive):
 
 
 def test_end_stops_training_and_removes_everything(drive):
-    """JobEnd stops the job's training, removes what is kept, says so, and the offer is not taken up again."""
+    """JobEnd stops the job's training, removes what is kept and says so; the name may be offered again."""
     drive.to(Phase.TRAINING)
     actions = kinds(drive(ev.JobEnded(JobEnd("job", "done"))))
     assert actions.index(ev.StopTrainer) < actions.index(ev.RemoveWorkspace)
     assert drive.said() == [("ended", "done")]
-    assert drive(ev.OfferSeen(offer())) == []
-    drive(ev.OfferWithdrawn("job"))
+    assert drive(ev.OfferWithdrawn("job")) == []
     drive(ev.OfferSeen(offer()))
     assert len(drive.asks()) == 1
+
+
+def test_offer_of_a_server_set_up_afresh_is_taken_up(drive):
+    """A server that lost its state ends a job it does not know, and then offers the very same again."""
+    drive.to(Phase.TRAINING)
+    drive(ev.JobEnded(JobEnd("job", "this server knows no such job")))
+    drive(ev.OfferSeen(offer()))
+    assert [a.holds for a in drive.asks()] == [None]
+
+
+@pytest.mark.parametrize(
+    "phase", [Phase.ASKING, Phase.PULLING, Phase.TRAINING, Phase.UPLOADING], ids=lambda phase: phase.value
+)
+def test_another_bundle_under_a_name_is_another_job(drive, phase):
+    """I5: what is held for one bundle is removed before another of its name is asked for; I4: after the verdict."""
+    drive.to(phase)
+    other = replace(offer(), bundle=BlobRef("d" * 64, 10))
+    actions = drive(ev.OfferSeen(other))
+    if phase is Phase.UPLOADING:
+        assert ev.RemoveWorkspace not in kinds(actions)
+        assert drive.phase() is Phase.ENDING
+        uid = stored().rows[0].uid
+        actions = drive(ev.ReceiptSeen(Receipt(str(uid), "rejected", "unknown_base")))
+    removed = kinds(actions).index(ev.RemoveWorkspace)
+    saved = next(i for i, a in enumerate(actions) if isinstance(a, ev.SaveJob) and a.row.offer == other)
+    assert removed < saved
+    assert [a.holds for a in drive.asks()] == [None]
+    assert drive.phase() is Phase.ASKING
+
+
+def test_another_data_set_that_is_not_declared_does_not_stop_the_daemon(drive):
+    """I7: an offer changed to a data set this device has not is declined, also while the trainer was awaited."""
+    drive.to(Phase.PULLING)
+    drive(ev.OfferSeen(replace(offer(), dataset="secret")))
+    assert ("declined", "no data set 'secret' is declared on this device") in drive.said()
+    assert ev.Train not in kinds(drive(ev.Pulled(MODEL.digest)))
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_offer_seen_while_a_job_of_its_name_ends_waits_for_the_end(drive, withdrawn):
+    """A job that begins anew while the old one awaits its verdict is taken up after it, unless withdrawn."""
+    drive.to(Phase.UPLOADING)
+    drive(ev.OfferWithdrawn("job"))
+    drive(ev.OfferSeen(offer()))
+    if withdrawn:
+        drive(ev.OfferWithdrawn("job"))
+    drive(ev.ReceiptSeen(Receipt(str(stored().rows[0].uid), "rejected", "job_ended")))
+    assert drive.phase() is (None if withdrawn else Phase.ASKING)
+
+
+def test_resync_again_and_again_waits_longer_each_time(drive):
+    """A key-frame heals a resync at once; a server that disagrees with itself does not keep the device busy."""
+    drive.to(Phase.UPLOADING)
+    waits = []
+    for ask in (2, 3, 4):
+        update, evaluation = (row.uid for row in stored(seq=2 * ask - 3).rows)
+        drive(ev.ReceiptSeen(Receipt(str(evaluation), "accepted")))
+        drive(ev.ReceiptSeen(Receipt(str(update), "rejected", "resync")))
+        waits.append(0.0 if drive.asks() else drive.session.wake - drive.now)
+        drive(ev.Tick(), after=waits[-1] + 0.01)
+        for event in (ev.Assigned(assignment(ask)), ev.Pulled(BUNDLE.digest), ev.Pulled(MODEL.digest)):
+            drive(event)
+        drive(ev.Answered("job", ask, TRAINED))
+        drive(stored(seq=2 * ask - 1, ask=ask + 1))
+    assert waits[0] == 0.0 < waits[1] < waits[2]
+
+
+def test_slow_pull_goes_on_under_the_next_lease(drive):
+    """What was pulled under an expired lease is kept until the next assignment says that it is not needed."""
+    drive.to(Phase.PULLING)
+    assert ev.KeepBlobs not in kinds(drive(ev.Tick(), after=151.0))
+    kept = [a for a in drive(ev.Assigned(assignment(2))) if isinstance(a, ev.KeepBlobs)]
+    assert kept == [ev.KeepBlobs(frozenset({BUNDLE.digest, MODEL.digest}))]
 
 
 def test_end_of_an_unknown_job_is_confirmed(drive):
@@ -324,6 +368,20 @@ def test_uploads_are_held_while_every_bridge_is_down(drive):
     assert ev.Send in kinds(drive(ev.BridgeState("bridge", up=True, conn_seq=6)))
 
 
+def test_bridge_set_up_afresh_is_listened_to(drive):
+    """A bridge that lost its count of connections is known by its birth on the device's next connection."""
+    drive.to(Phase.TRAINING)
+    drive(ev.BridgeState("bridge", up=False, conn_seq=5))
+    drive(ev.Disconnected())
+    drive(ev.Answered("job", 1, TRAINED))
+    drive(stored())
+    drive(ev.Connected())
+    drive(ev.BridgeState("bridge", up=False, conn_seq=0))
+    drive(ev.Tick(), after=1e4)
+    assert ev.Send not in kinds(drive.actions)
+    assert ev.Send in kinds(drive(ev.BridgeState("bridge", up=True, conn_seq=1)))
+
+
 def test_table_is_closed():
     """Every phase but the last can be left by the end of the job, and every target is a phase of the table."""
     sources = {phase for phase, _ in TABLE}
@@ -333,222 +391,3 @@ def test_table_is_closed():
         assert (
             {Phase.ENDING, Phase.ENDED} == TABLE[phase, ev.JobEnded].to == TABLE[phase, ev.OfferWithdrawn].to
         )
-
-
-class Crash(Exception):  # noqa: N818 - a power cut is not an error
-    """The power is cut between two actions."""
-
-
-class World(RuleBasedStateMachine):
-    """One device with its real store, a lossy network, and a server that remembers every uid."""
-
-    def __init__(self):
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = open_store(Path(self.folder.name))
-        self.now = 0.0
-        self.trainings = 0
-        self.up = []  # (uid, body) on their way to the server
-        self.down = []  # events on their way to the device
-        self.bodies = {}  # what the server saw under each uid
-        self.verdicts = {}
-        self.pending = {}  # residuals of stored updates without a verdict
-        self.expected = None  # residual that the store must hold
-        self.power = 10**9  # actions until the next cut
-        self.boot()
-
-    def boot(self):
-        """Start the device from what is durable."""
-        self.training = None
-        run = self.store.begin_run()
-        self.session = Session(
-            device="dev",
-            datasets=["demo"],
-            jobs=self.store.jobs(),
-            rows=self.store.rows(),
-            next_ask=self.store.next_ask,
-            first_rev=run << 32,
-            rng=random.Random(run),
-        )
-        for event in (ev.DataKnown("demo", INFO), ev.Connected(), ev.OfferSeen(offer())):
-            self.feed(event)
-
-    def feed(self, event):
-        """Handle an event and perform its actions until the power is cut."""
-        events = [event]
-        try:
-            while events:
-                for action in self.session.handle(events.pop(0), self.now):
-                    events += self.perform(action)
-        except Crash:
-            self.power = 10**9
-            self.store.close()
-            self.store = open_store(Path(self.folder.name))
-            self.boot()
-
-    def perform(self, action):  # noqa: C901, PLR0912 - one case per action, a table
-        """What the daemon does, on a network that is a list."""
-        self.power -= 1
-        if self.power < 0:
-            raise Crash
-        match action:
-            case ev.Publish(topic, message) if topic.endswith("/ask"):
-                self.down.append(ev.Assigned(assignment(message.ask)))
-            case ev.Send(uid):
-                body = self.store.body(uid)
-                if body is not None:
-                    self.store.mark_published(uid)
-                    self.up.append((uid, body))
-            case ev.SaveJob(row):
-                self.store.save_job(row)
-            case ev.Settle(uid, verdict, code):
-                self.store.settle(uid, verdict, code, 0.0)
-            case ev.DropUnpublished(job):
-                for row in self.store.rows():
-                    if not row.published:
-                        self.pending.pop(row.uid, None)
-                self.store.drop_unpublished(job)
-            case ev.RemoveWorkspace(job):
-                assert not [row for row in self.store.rows() if row.uid in self.pending], "I4: no verdict yet"
-                self.store.remove_job(job)
-                self.pending.clear()
-                self.expected = None
-            case ev.Pull(blob):
-                return [ev.Pulled(blob.digest)]
-            case ev.Train(_, given):
-                assert self.training is None
-                self.training = (given.ask, self.store.next_seq)
-            case ev.StopTrainer():
-                self.training = None
-            case ev.StoreUpdate(job, version, trained):
-                uid = Uid("dev", job, self.store.epoch, self.stored_seq)
-                residuals = (trained.residual_accepted, trained.residual_kept)
-                event = self.store.add_update(NewUpdate(uid, trained.frame, b"{}", version, *residuals))
-                self.pending[uid] = residuals
-                return [event]
-        return []
-
-    @rule(power=st.none() | st.integers(0, 4), how=st.sampled_from(["ok", "ok", "ok", "fail", "die"]))
-    def train(self, power, how):
-        """The child answers; the power may be cut while the device acts on it."""
-        self._answer(power, how)
-
-    def _answer(self, power, how):
-        if self.training is None:
-            return
-        (ask, self.stored_seq), self.training = self.training, None
-        self.power = 10**9 if power is None else power
-        self.trainings += 1
-        n = b"%d" % self.trainings
-        answers = {
-            "ok": ev.Answered("job", ask, Trained(b"frame" + n, b"acc" + n, b"kept" + n, TRAINED.evaluation)),
-            "fail": ev.Answered("job", ask, Failed("not_finite", "loss")),
-            "die": ev.TrainerDied("job", ask, "SIGKILL"),
-        }
-        self.feed(answers[how])
-
-    @rule(pick=st.integers(0, 99), code=st.sampled_from(["", "", "stale", "resync", "norm", "lost"]))
-    def server_takes(self, pick, code):
-        """Any message on its way arrives, in any order; the server's verdict on a uid never changes."""
-        self._judge(pick, code)
-
-    def _judge(self, pick, code):
-        if not self.up:
-            return
-        uid, body = self.up.pop(pick % len(self.up))
-        if code == "lost":
-            return
-        assert self.bodies.setdefault(uid, body) == body, "I12: one uid, two bodies"
-        verdict = self.verdicts.setdefault(uid, code)
-        receipt = Receipt(str(uid), "rejected" if verdict else "accepted", verdict)
-        self.down.append(ev.ReceiptSeen(receipt))
-
-    @rule(
-        pick=st.integers(0, 99),
-        fate=st.sampled_from(["once", "once", "twice", "lost"]),
-        power=st.integers(0, 9),
-    )
-    def device_takes(self, pick, fate, power):
-        """A message to the device arrives, perhaps twice, or never; the power may be cut in between."""
-        if not self.down:
-            return
-        index = pick % len(self.down)
-        event = self.down[index]
-        if fate != "twice":
-            del self.down[index]
-        if fate != "lost":
-            self.power = power if power < 4 else 10**9
-            self.feed(event)
-
-    @rule(code=st.sampled_from(["", "stale", "norm", "resync"]), power=st.none() | st.integers(0, 4))
-    def goes_well(self, code, power):
-        """Everything on its way arrives in order, and the child finishes: how far depends on what went before."""
-        for _ in range(len(self.down)):
-            if self.down:
-                self.feed(self.down.pop(0))
-        self._answer(power, "ok")
-        for _ in range(len(self.up)):
-            self._judge(0, code)
-
-    @rule(seconds=st.sampled_from([1.0, 60.0, 4000.0]))
-    def time_passes(self, seconds):
-        """Timers fire."""
-        self.now += seconds
-        self.feed(ev.Tick())
-
-    @rule()
-    def link_flaps(self):
-        """The connection breaks and comes back."""
-        self.feed(ev.Disconnected())
-        self.feed(ev.Connected())
-
-    @rule()
-    def power_cut(self):
-        """The device restarts between two events."""
-        self.power = 0
-        self.feed(ev.OfferSeen(offer("zzz")))
-        self.power = 10**9
-
-    @rule(withdrawn=st.booleans(), luck=st.integers(0, 3))
-    def job_ends_and_is_offered_again(self, withdrawn, luck):
-        """The job ends now and then, and later begins anew under the same name."""
-        if luck:
-            return
-        self.feed(ev.OfferWithdrawn("job") if withdrawn else ev.JobEnded(JobEnd("job", "done")))
-        self.feed(ev.OfferWithdrawn("job"))
-        self.feed(ev.OfferSeen(offer()))
-
-    @invariant()
-    def one_unreceipted_update(self):
-        """I4: never two unreceipted updates of a job."""
-        updates = [row for row in self.store.rows() if row.kind == "update"]
-        assert len(updates) <= len({row.uid.job for row in updates})
-
-    @invariant()
-    def residual_follows_verdicts_only(self):
-        """I4: a row is gone only by its verdict, and the residual is the one that verdict picks."""
-        rows = {row.uid for row in self.store.rows()}
-        for uid in [uid for uid in self.pending if uid not in rows]:
-            accepted, kept = self.pending.pop(uid)
-            verdict = self.verdicts[uid]
-            if not verdict:
-                self.expected = accepted
-            elif verdict in KEEP_MASS_CODES:
-                self.expected = kept
-        assert self.store.residual("job") == self.expected
-
-    @invariant()
-    def names_are_not_reused(self):
-        """I12: the next name is above every name a server has seen."""
-        assert all(uid.seq < self.store.next_seq for uid in self.bodies)
-
-    def teardown(self):
-        """Leave no files."""
-        self.store.close()
-        self.folder.cleanup()
-
-
-World.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestWorld = World.TestCase
