@@ -4,7 +4,7 @@ Hold-out figures come from devices that evaluated the version before they traine
 after it was committed; the rules that end a job look at them alone.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -12,6 +12,9 @@ from edge_client.wire.messages import Evaluation
 
 SMOOTHING_VERSIONS = 8  # a version is seen by only a few devices, so rules look at this many together
 SMOOTHING_SAMPLES_MIN = 50  # fewer hold-out samples than this say nothing
+
+
+Holdout = tuple[int, float, float, int]  # samples, correct ones, sum of losses, devices
 
 
 class VersionRecord(msgspec.Struct):
@@ -40,33 +43,57 @@ class VersionRecord(msgspec.Struct):
 class History:
     """Records of a job's versions, by version."""
 
-    def __init__(self, records: list[VersionRecord] | None = None) -> None:
-        self.records: list[VersionRecord] = records or []
+    def __init__(self) -> None:
+        self.records: list[VersionRecord] = []
+        self._smoothed: list[float | None] = []
 
     def add(self, record: VersionRecord) -> None:
         """A version was committed."""
         self.records.append(record)
+        self._smoothed.append(None)
+        self._smooth(record.version)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """A device evaluated a version on its hold-out before training from it; admission knows the version."""
-        record = self.records[evaluation.version]
         before = evaluation.before
-        record.holdout_n += before.n
-        record.holdout_correct += before.accuracy * before.n
-        record.holdout_loss += before.loss * before.n
-        record.holdout_devices += 1
+        self._holdout(evaluation.version, before.n, before.accuracy * before.n, before.loss * before.n, 1)
+
+    @property
+    def holdouts(self) -> dict[int, Holdout]:
+        """What the evaluations so far add up to, by version; for a memo."""
+        return {
+            r.version: (r.holdout_n, r.holdout_correct, r.holdout_loss, r.holdout_devices)
+            for r in self.records
+            if r.holdout_n
+        }
+
+    def recall(self, holdouts: dict[int, Holdout]) -> None:
+        """Take up a memo; every version of it is here already."""
+        for version, holdout in holdouts.items():
+            self._holdout(version, *holdout)
 
     def best(self, among: Collection[int]) -> int | None:
         """Of these versions the one with the best smoothed hold-out accuracy, the earliest of equals."""
-        scores = [(s, -v) for v, s in enumerate(self.smoothed()) if s is not None and v in among]
+        scores = [(s, -v) for v, s in enumerate(self._smoothed) if s is not None and v in among]
         return -max(scores)[1] if scores else None
 
-    def smoothed(self) -> list[float | None]:
+    @property
+    def smoothed(self) -> Sequence[float | None]:
         """Per version: hold-out accuracy of it and the SMOOTHING_VERSIONS - 1 before it, weighted by samples."""
-        out: list[float | None] = []
-        for end in range(1, len(self.records) + 1):
-            part = self.records[max(0, end - SMOOTHING_VERSIONS) : end]
+        return self._smoothed
+
+    def _holdout(self, version: int, n: int, correct: float, loss: float, devices: int) -> None:
+        record = self.records[version]
+        record.holdout_n += n
+        record.holdout_correct += correct
+        record.holdout_loss += loss
+        record.holdout_devices += devices
+        self._smooth(version)
+
+    def _smooth(self, changed: int) -> None:
+        """Keep `smoothed` current: rules read it at each step, and a job may have thousands of versions."""
+        for version in range(changed, min(changed + SMOOTHING_VERSIONS, len(self.records))):
+            part = self.records[max(0, version + 1 - SMOOTHING_VERSIONS) : version + 1]
             n = sum(record.holdout_n for record in part)
             enough = n >= SMOOTHING_SAMPLES_MIN
-            out.append(sum(record.holdout_correct for record in part) / n if enough else None)
-        return out
+            self._smoothed[version] = sum(r.holdout_correct for r in part) / n if enough else None

@@ -103,6 +103,9 @@ class Intake:
             return
         if state.state == "ready":
             taken.ends.extend((device, job) for job in state.jobs if not self._running(job))
+        else:
+            for job in self._jobs.values():
+                job.leases.away(device)
 
     def _running(self, name: str) -> bool:
         record = self._records.get(name)

@@ -11,7 +11,7 @@ import msgspec
 from aggregator import ending, staleness
 from aggregator.commit import commit
 from aggregator.fold import FRACTION_BITS, Fold
-from aggregator.history import History
+from aggregator.history import History, Holdout
 from aggregator.leases import Lease, Leases, Waiting
 from aggregator.spec import JobSpec
 from aggregator.versions import VersionManifest, reference
@@ -33,7 +33,7 @@ class JobMemo(msgspec.Struct):
     folded: dict[int, int] = {}
     waiting: dict[str, Waiting] = {}
     held: dict[str, Lease] = {}
-    holdouts: dict[int, tuple[int, float, float, int]] = {}  # version → n, correct, loss sum, devices
+    holdouts: dict[int, Holdout] = {}
     participants: list[str] = []
 
 
@@ -182,7 +182,7 @@ class Job:
     def over(self, now: float) -> str | None:
         """Why the job is over, or None."""
         return ending.reason(
-            self.spec.end, self.history.smoothed(), version=self.version, age_s=now - self.created_at
+            self.spec.end, self.history.smoothed, version=self.version, age_s=now - self.created_at
         )
 
     def offer(self) -> Offer:
@@ -205,7 +205,7 @@ class Job:
             version_hash=self.manifest.model_hash,
             at=self.manifest.at,
             updates=sum(self.manifest.bases.values()),
-            accuracy=next((s for s in reversed(self.history.smoothed()) if s is not None), None),
+            accuracy=next((s for s in reversed(self.history.smoothed) if s is not None), None),
         )
 
     def frame_bytes_max(self) -> int:
@@ -218,11 +218,7 @@ class Job:
             folded={} if self.buffered else dict(cursor),
             waiting=dict(self.leases.waiting),
             held=dict(self.leases.held),
-            holdouts={
-                r.version: (r.holdout_n, r.holdout_correct, r.holdout_loss, r.holdout_devices)
-                for r in self.history.records
-                if r.holdout_n
-            },
+            holdouts=self.history.holdouts,
             participants=sorted(self.participants),
         )
 
@@ -232,10 +228,7 @@ class Job:
         self.participants = set(memo.participants)
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
-        for version, (n, correct, loss, devices) in memo.holdouts.items():
-            record = self.history.records[version]
-            record.holdout_n, record.holdout_correct = n, correct
-            record.holdout_loss, record.holdout_devices = loss, devices
+        self.history.recall(memo.holdouts)
 
     def hashes(self) -> dict[int, str]:
         """Model hashes of the versions an update may be based on."""

@@ -58,6 +58,13 @@ class Leases:
         """The device is done, or gone: its place is free."""
         self.held.pop(device, None)
 
+    def away(self, device: str) -> None:
+        """The device is not connected: no place is kept free for it. It asks again when it is back.
+
+        A place that it holds stays its own until the lease ends: it may be training, or come back with an update.
+        """
+        self.waiting.pop(device, None)
+
     def forget(self, device: str) -> None:
         """The device left: neither place nor ask remains."""
         self.held.pop(device, None)

@@ -17,7 +17,7 @@ def job(engine: Engine, name: str) -> View:
     """One job with its newest figures; raise NotFoundError."""
     found = find_job(engine, name)
     record = engine.store.records[name]
-    smoothed = found.history.smoothed()
+    smoothed = found.history.smoothed
     updates = sum(r.updates for r in found.history.records)
     late = sum(tau * n for r in found.history.records for tau, n in r.staleness.items())
     rejected: dict[str, int] = {}

@@ -59,6 +59,12 @@ def _examine_data(config: DeviceConfig) -> list[Finding]:
     return findings
 
 
+def _without_address(reason: str, what: str) -> str:
+    """Why there is no connection, said once, and what to look at when nothing that speaks MQTT answered."""
+    reason = reason.removeprefix(f"{what.removeprefix('broker ')}: ")
+    return reason if reason.startswith("refused") else f"{reason}; is an MQTT broker running there?"
+
+
 def _examine_broker(config: DeviceConfig) -> Finding:
     """Connect under another client id, so that a running daemon is not thrown off."""
     what = f"broker {config.broker.host}:{config.broker.port}"
@@ -90,7 +96,7 @@ def _examine_broker(config: DeviceConfig) -> Finding:
                 size = chunks.chunk_bytes(word.packet_bytes_max)
                 return Finding(what, ok=True, detail=f"MQTT {transport.protocol}, chunks of {size} B")
             if isinstance(word, Down) and transport.take(word, time.monotonic()):
-                reason, refusals = word.reason, refusals + 1
+                reason, refusals = _without_address(word.reason, what), refusals + 1
     except LocalWireError as error:
         reason = str(error)
     finally:

@@ -49,7 +49,9 @@ def load(source: DataSource) -> Samples:
     arrays = _read(Path(source.path))
     x, y = _array(arrays, "x", np.float32, source), _array(arrays, "y", np.int64, source)
     n = len(y) if y.ndim == 1 else -1
-    if x.ndim < 2 or len(x) != n or n == 0:
+    if n == 0:
+        raise DataError("bad_data", f"{source.path}: holds no samples")
+    if x.ndim < 2 or len(x) != n:
         raise DataError(
             "bad_data", f"{source.path}: x {list(x.shape)} and y {list(y.shape)} do not go together"
         )
@@ -116,7 +118,11 @@ def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
             raise DataError("bad_data", f"{path}: {size} B unpacked; {DATA_BYTES_MAX} B is the most")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("x", "y", "segment") if name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise DataError(
+            "bad_data", f"{path}: cannot be read: {error.strerror or type(error).__name__}"
+        ) from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError("bad_data", f"{path}: not a readable .npz file ({type(error).__name__})") from error
 
 

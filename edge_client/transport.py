@@ -31,6 +31,7 @@ STOP_S = 3.0  # for the farewell to be acknowledged, and again for the network t
 SILENCE_FACTOR = 2.5  # keep-alives without a packet from the broker after which the client is taken for dead
 INBOX_MAX = 4096  # words waiting in the caller's queue; more is a flood, dropped like a lost message
 PACKET_BYTES_MAX = 16 * 1024 * 1024  # received; the largest honest message is a chunk
+UNSPECIFIED = 0x80  # paho's reason for a connection that just ended
 UNACKED_MAX = 32  # publishes without PUBACK: bounds paho's memory to that many chunks
 
 
@@ -231,7 +232,8 @@ class Transport:
         try:
             client.connect(self._broker.host, self._broker.port, self._broker.keepalive, **options)
         except (OSError, ValueError) as error:
-            self.put(Down(generation, f"{self._broker.host}:{self._broker.port}: {error}", reached=False))
+            why = getattr(error, "strerror", None) or error
+            self.put(Down(generation, f"{self._broker.host}:{self._broker.port}: {why}", reached=False))
             return
         client.loop_start()
 
@@ -290,7 +292,8 @@ class _Listener:
             self._transport.put(Up(self._generation, getattr(properties, "MaximumPacketSize", None)))
 
     def _on_disconnect(self, _c: Any, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
-        self._transport.put(Down(self._generation, str(reason), reached=True))
+        why = "the connection broke" if reason.value == UNSPECIFIED else str(reason)
+        self._transport.put(Down(self._generation, why, reached=True))
 
     def _on_message(self, _c: Any, _u: Any, message: mqtt.MQTTMessage) -> None:
         if self._transport.waiting() < INBOX_MAX and len(message.payload) <= PACKET_BYTES_MAX:

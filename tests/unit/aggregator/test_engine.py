@@ -202,6 +202,26 @@ def test_a_device_that_vanished_frees_its_place(drive, bundle):
     drive(body)
 
 
+def test_a_device_that_is_away_gets_no_place(drive, bundle):
+    """An ask made before the device left keeps no other waiting; back again, it asks again and gets its turn."""
+
+    async def body(site):
+        await site.start_job(bundle, concurrency=1)
+        for device in ("first", "gone", "here"):
+            await site.ask(device)
+        await site.step()
+        await site.say("gone", "state", DeviceState("lost", 1))
+        await site.update("first", 1)
+        await site.step()
+        leases = site.engine.jobs["job"].leases
+        assert set(leases.held) == {"here"}
+        await site.ask("gone", 1)
+        await site.step()
+        assert set(leases.waiting) == {"gone"}
+
+    drive(body)
+
+
 def test_a_device_with_an_older_version_gets_deltas(drive, bundle):
     """I5: the deltas from what a device holds lead to the assigned hash, or the key-frame when that is smaller."""
 
