@@ -6,6 +6,7 @@ kernels of ONNX Runtime, which the comments in the rules quote.
 """
 
 from firmware_tools.autodiff import (
+    activation,
     convolution,
     elementwise,
     linear,
@@ -19,6 +20,6 @@ from firmware_tools.autodiff.loss import count_correct, cross_entropy
 from firmware_tools.autodiff.registry import gradient, supported
 from firmware_tools.autodiff.reverse import differentiate
 
-RULES = (convolution, elementwise, linear, pooling, quantization, reduction, shape)
+RULES = (activation, convolution, elementwise, linear, pooling, quantization, reduction, shape)
 
 __all__ = ["RULES", "Graph", "count_correct", "cross_entropy", "differentiate", "gradient", "supported"]

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from onnx import NodeProto, helper
 
-from firmware_tools.autodiff.graph import DYNAMIC, Graph, Shape
+from firmware_tools.autodiff.graph import DYNAMIC, Array, Graph, Shape
 from firmware_tools.errors import ModelError, NotDifferentiable
 
 T = TypeVar("T")
@@ -17,15 +17,20 @@ Gradients = Sequence[str | None]  # one per input of the node; None where none i
 class Call:
     """One node to differentiate: append nodes to `graph` and return a gradient for each wanted input.
 
-    `dy` is the gradient of the node's first output, of that output's shape. `wanted[i]` tells whether the
-    gradient of input i leads to a trainable tensor; the others need not be built.
+    `dys[i]` is the gradient of output i, of that output's shape, or empty where nothing reads the output.
+    `wanted[i]` tells whether the gradient of input i leads to a trainable tensor; the others need not be built.
     """
 
     graph: Graph
     node: NodeProto
-    dy: str
+    dys: Sequence[str]
     wanted: Sequence[bool]
     shapes: dict[str, Shape]
+
+    @property
+    def dy(self) -> str:
+        """Gradient of the first output."""
+        return self.dys[0]
 
     @property
     def x(self) -> str:
@@ -62,6 +67,18 @@ class Call:
         """Name of input `index`, empty when it is absent."""
         return str(self.node.input[index]) if index < len(self.node.input) else ""
 
+    def wants(self, index: int) -> bool:
+        """Whether input `index` is there and needs a gradient."""
+        return index < len(self.wanted) and self.wanted[index]
+
+    def constant(self, index: int) -> Array | None:
+        """Value of input `index`, None when it is absent or computed."""
+        return self.graph.constants.get(self.input(index))
+
+    def axis(self, default: int) -> int:
+        """The attribute `axis`, counted from the front of the first input's axes."""
+        return self.attribute("axis", default) % len(self.shape(self.x))
+
     def ints(self, name: str, index: int) -> tuple[int, ...] | None:
         """Integers that newer opsets give as constant input `index` and older ones as attribute `name`."""
         tensor = self.input(index)
@@ -78,16 +95,28 @@ class Call:
 
 Rule = Callable[[Call], Gradients]
 RULES: dict[str, Rule] = {}
+SETTINGS: dict[str, frozenset[int]] = {}  # inputs that say how an operator works and are never trained
+EVERY_OUTPUT: set[str] = set()  # operators whose rule takes the gradients of all outputs
 
 
-def gradient(*op_types: str) -> Callable[[Rule], Rule]:
-    """Register a function as the gradient rule of operators of the default domain."""
+def gradient(
+    *op_types: str, settings: Sequence[int] = (), every_output: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a function as the gradient rule of operators of the default domain.
+
+    `settings` are the indices of inputs that get no gradient because they are not parameters: statistics,
+    scales, bounds. A rule with `every_output` reads `Call.dys`; the others are refused a node of which more
+    than the first output is used.
+    """
 
     def register(rule: Rule) -> Rule:
         for op_type in op_types:
             if op_type in RULES:
                 raise ValueError(f"{op_type} already has a gradient rule")
             RULES[op_type] = rule
+            SETTINGS[op_type] = frozenset(settings)
+            if every_output:
+                EVERY_OUTPUT.add(op_type)
         return rule
 
     return register

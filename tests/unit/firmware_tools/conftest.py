@@ -1,4 +1,4 @@
-"""Makes the hand-built models importable under pytest's importlib mode."""
+"""Makes the modules beside the tests importable under pytest's importlib mode."""
 
 import importlib.util
 import sys
@@ -7,12 +7,21 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
-def models():
-    """The module `models.py` beside this file."""
-    path = Path(__file__).with_name("models.py")
-    spec = importlib.util.spec_from_file_location("firmware_test_models", path)
+def _beside(name):
+    spec = importlib.util.spec_from_file_location(
+        f"firmware_test_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+for _name in ("derivatives", "cases"):
+    _beside(_name)
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The module `models.py` beside this file."""
+    return _beside("models")

@@ -1,0 +1,157 @@
+"""Compares a gradient rule with central differences in float64."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from firmware_tools.autodiff import Graph, differentiate
+from firmware_tools.autodiff.graph import DYNAMIC, shapes_of, value_info
+
+BATCH = 3  # stands for DYNAMIC in the shapes of a case
+EPSILON = 1e-6
+TOLERANCE = 2e-5  # relative to the scale of the derivatives: what float32 kernels keep
+B = DYNAMIC
+
+
+@dataclass
+class Case:
+    """One operator: differentiated inputs by shape, constants before and after them, attributes.
+
+    A constant is an array, a tuple of int64, or None for an absent input. `low` and `high` bound the
+    magnitude of the inputs; they are positive when `positive`.
+    """
+
+    name: str
+    op: str
+    shapes: tuple[tuple[int, ...], ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    constants: tuple[Any, ...] = ()
+    first: tuple[Any, ...] = ()
+    opset: int = 18
+    positive: bool = False
+    outputs: int = 1
+
+
+def case(name, op, *shapes, constants=(), first=(), opset=18, positive=False, outputs=1, **attributes):
+    return Case(name, op, shapes, attributes, constants, first, opset, positive, outputs)
+
+
+def concrete(shape):
+    return tuple(BATCH if extent == DYNAMIC else extent for extent in shape)
+
+
+def forward_of(spec):
+    """Graph of the operator; several outputs are multiplied by 1, 2, … and joined to one vector per sample."""
+    graph = Graph(spec.opset)
+
+    def placed(value):
+        if value is None:
+            return ""
+        return graph.constant(value) if isinstance(value, np.ndarray) else graph.ints(*value)
+
+    names = [f"in{i}" for i in range(len(spec.shapes))]
+    inputs = [*map(placed, spec.first), *names, *map(placed, spec.constants)]
+    if spec.outputs == 1:
+        graph.add(spec.op, *inputs, output="out", **spec.attributes)
+    else:
+        parts = graph.add_many(spec.op, *inputs, outputs=[""] * spec.outputs, **spec.attributes)
+        flat = [graph.add("Reshape", graph.add("Mul", p, graph.scalar(i + 1)), graph.ints(-1))
+                for i, p in enumerate(parts) if i != 1 or spec.outputs < 3]  # fmt: skip
+        graph.add("Concat", *flat, axis=0, output="out")
+    return graph, dict(zip(names, spec.shapes, strict=True))
+
+
+def run(graph, feeds, shapes, outputs):
+    """The `outputs` that ONNX Runtime computes in float32."""
+    inputs = [value_info(name, TensorProto.FLOAT, shapes[name]) for name in feeds]
+    model = graph.model("case", inputs, [value_info(n, TensorProto.FLOAT, shapes[n]) for n in outputs])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(outputs, {name: value.astype(np.float32) for name, value in feeds.items()})
+
+
+class Erf(OpRun):
+    """The error function in the precision of its input; onnx's own returns float32."""
+
+    op_domain = ""
+
+    def _run(self, x):
+        return (np.vectorize(math.erf, otypes=[np.float64])(x),)
+
+
+class Gelu(OpRun):
+    """The exact form and the tanh approximation; onnx's own expands to its own Erf."""
+
+    op_domain = ""
+
+    def _run(self, x, approximate=None):
+        if approximate == "tanh":
+            return (x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,)
+        return (x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))) / 2,)
+
+
+def evaluator(graph, feeds):
+    """The graph's output `out` as a function of `feeds`, all in float64."""
+    inputs = [value_info(n, TensorProto.DOUBLE, v.shape) for n, v in feeds.items()]
+    model = graph.model("case", inputs, [helper.make_empty_tensor_value_info("out")])
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(float), tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+    reference = ReferenceEvaluator(model, new_ops=[Erf, Gelu])
+
+    def evaluate(**changed):
+        (out,) = reference.run(["out"], feeds | changed)
+        assert out.dtype == np.float64, "the reference lost precision"
+        return out
+
+    return evaluate
+
+
+def slopes(evaluate, feeds, seed, name, directions):
+    """Central differences of sum(out * seed) along `directions` of input `name`."""
+
+    def objective(value):
+        return float((evaluate(**{name: value}) * seed).sum())
+
+    return [
+        (objective(feeds[name] + EPSILON * d) - objective(feeds[name] - EPSILON * d)) / (2 * EPSILON)
+        for d in directions
+    ]
+
+
+def check(spec, seed=7):
+    """Assert that the gradient of each input equals the slope of the operator in random directions."""
+    rng = np.random.default_rng(seed)
+    graph, shapes = forward_of(spec)
+    inferred = shapes_of(graph, shapes, ["out"])
+    feeds = {
+        name: np.asarray(
+            rng.uniform(0.5, 2.0, concrete(s)) * rng.choice([1] if spec.positive else [-1, 1], concrete(s))
+        )
+        for name, s in shapes.items()
+    }
+    evaluate = evaluator(graph, feeds)
+    weight = rng.standard_normal(evaluate().shape)
+    backward = graph.copy()
+    gradients = differentiate(backward, inferred, "out", "seed", list(shapes))
+    renamed = {name: backward.add("Identity", g) for name, g in gradients.items()}
+    all_shapes = inferred | {"seed": inferred["out"]} | {g: shapes[n] for n, g in renamed.items()}
+    got = run(backward, feeds | {"seed": weight}, all_shapes, list(renamed.values()))
+
+    assert list(gradients) == list(shapes)
+    for name, value in zip(shapes, got, strict=True):
+        assert value.shape == feeds[name].shape
+        directions = [rng.standard_normal(value.shape) for _ in range(4)]
+        want = np.array(slopes(evaluate, feeds, weight, name, directions))
+        have = np.array([float((value * d).sum(dtype=np.float64)) for d in directions])
+        scale = max(1.0, float(np.abs(want).max()))
+        np.testing.assert_allclose(have, want, atol=TOLERANCE * scale, rtol=0)
