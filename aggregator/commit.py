@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from aggregator.fold import FRACTION_BITS, Fold
+from aggregator.fold import Fold
+from aggregator.spec import FRACTION_BITS
 from edge_client.wire.grid import GRID_MAX, Grid
 
 

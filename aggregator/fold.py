@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.spec import FRACTION_BITS
 from edge_client.wire.sparse import Update
 
-FRACTION_BITS = 24  # the smallest float16 is 2**-24
 Weighting = Literal["uniform", "samples"]
 
 

@@ -10,10 +10,10 @@ import msgspec
 
 from aggregator import ending, staleness
 from aggregator.commit import commit
-from aggregator.fold import FRACTION_BITS, Fold
+from aggregator.fold import Fold
 from aggregator.history import History, Holdout
 from aggregator.leases import Lease, Leases, Waiting
-from aggregator.spec import JobSpec
+from aggregator.spec import FRACTION_BITS, JobSpec
 from aggregator.versions import VersionManifest, reference
 from edge_client.bundle import Manifest
 from edge_client.wire import grid, sparse

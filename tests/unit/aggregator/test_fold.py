@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.commit import commit
-from aggregator.fold import FRACTION_BITS, Fold
+from aggregator.fold import Fold
+from aggregator.spec import FRACTION_BITS
 from aggregator.staleness import polynomial
 from edge_client.wire.sparse import SparseTensor, Update
 
