@@ -65,4 +65,6 @@ def main() -> None:
     """Federated learning for fleets of small devices.
 
     Example: fedfleet device run --config device.toml
+
+    Exit codes: 0 done, 1 refused or not well (the message says why), 2 wrong usage.
     """

@@ -36,6 +36,8 @@ def device() -> None:
       0  done, everything is well
       1  ran, but something it looked at is not well
       2  the command line, the configuration or the state cannot be used
+
+    Example: fedfleet device check --config device.toml
     """  # noqa: D301 - \b is click's mark for a paragraph to keep as it is
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Normalize = tuple[list[float], list[float]]
+EXIT_CODES = "Exit codes: 0 done, 1 refused (the message says why), 2 wrong usage."
 
 
 def _reported(command: Callable[P, R]) -> Callable[P, R]:
@@ -61,12 +62,12 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-@click.group()
+@click.group(epilog="Example: fedfleet bundle inspect har.bundle\n\n" + EXIT_CODES)
 def bundle() -> None:
     """Build training bundles and look into them."""
 
 
-@bundle.command()
+@bundle.command(epilog=EXIT_CODES)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Bundle to write."
@@ -114,7 +115,7 @@ def build(model: Path, out: Path, **options: Any) -> None:
     )
 
 
-@bundle.command("inspect")
+@bundle.command("inspect", epilog=EXIT_CODES)
 @click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_reported

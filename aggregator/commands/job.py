@@ -17,7 +17,7 @@ from aggregator.spec import EndSpec, TrainingSpec
 WATCH_INTERVAL_S = 1.0
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group(epilog="Example: fedfleet job list\n\n" + EXIT_CODES)
 def job() -> None:
     """Start, watch and stop training jobs."""
 

@@ -8,7 +8,7 @@ from aggregator.client import Api
 from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group(epilog="Example: fedfleet model export exercise --out exercise.onnx\n\n" + EXIT_CODES)
 def model() -> None:
     """Get trained models."""
 
