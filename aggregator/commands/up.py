@@ -79,7 +79,9 @@ def _wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
             except ApiError as error:
                 lost = supervisor.hopeless()
                 if lost is not None:
-                    raise SupervisorError(lost.last_words()) from error
+                    raise SupervisorError(
+                        f"{lost.name} cannot be started; the end of {lost.log_path} is above"
+                    ) from error
                 if time.monotonic() > deadline:
                     raise SupervisorError(
                         f"the aggregator did not answer in {READY_S:g} s; its log is "

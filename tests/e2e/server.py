@@ -107,7 +107,7 @@ class Aggregator:
     def updates(self, job, sizes, count):
         """Append so many updates of version 0 of a job."""
         uids = [topics.Uid("dev-a", job, EPOCH, seq) for seq in range(1, count + 1)]
-        frames = [update(uid.seq, 0.01, base=0, sizes=sizes, k=3) for uid in uids]
+        frames = [update(uid, 0.01, base=0, sizes=sizes, k=3) for uid in uids]
         records = [UpdateRecord(time.time(), frame, len(frame)) for frame in frames]
         self.append(
             *(("dev-a", str(u), Kind.UPDATE, record) for u, record in zip(uids, records, strict=True))

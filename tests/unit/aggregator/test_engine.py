@@ -395,3 +395,38 @@ def test_a_damaged_bundle_is_refused_and_not_stored(drive, bundle):
         assert [digest async for digest in site.ports.blobs.list()] == []
 
     drive(body)
+
+
+def test_a_crash_inside_the_end_of_a_job_does_not_leave_it_open(drive, bundle):
+    """I1, I11: a job whose record says ended is closed for admission after the next load."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        revision, value = await site.ports.heads.load("spec/job")
+        ended = msgspec.json.decode(value) | {"state": "ended", "reason": "by a person"}
+        await site.ports.heads.swing("spec/job", revision, msgspec.json.encode(ended))
+
+        site.fresh_engine()
+        await site.engine.load()
+
+        _, value = await site.ports.heads.load(cells.job_key("job"))
+        assert msgspec.json.decode(value, type=cells.JobCell).state == "ended"
+
+    drive(body)
+
+
+def test_a_job_whose_end_was_not_stored_is_still_running(drive, bundle):
+    """A stop that storage refused changes nothing, and works when it is asked for again."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        revision, value = await site.ports.heads.load("spec/job")
+        await site.ports.heads.swing("spec/job", revision, value)
+        with pytest.raises(Conflict):
+            await site.engine.end("job", "by a person")
+        assert site.engine.store.records["job"].state == "running"
+
+        await site.engine.load()
+        assert (await site.engine.end("job", "by a person")).state == "ended"
+
+    drive(body)

@@ -1,0 +1,327 @@
+"""The `fedfleet` command as people run it: a process of its own, with its words and exit codes."""
+
+import fcntl
+import os
+import signal
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from broker_bridge.broker import find_mosquitto, free_port
+from tests.e2e.conftest import until
+from tests.e2e.server import Up, fedfleet, processes, small_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "small.bundle"
+    path.write_bytes(small_bundle().to_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    """One `fedfleet up` for the tests that only ask it things."""
+    up = Up(tmp_path_factory.mktemp("up") / "state")
+    yield up
+    assert up.terminate() == 0, up.errors.read_text()
+    assert processes(up.state_dir) == []
+
+
+@pytest.fixture
+def taken():
+    """A port somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def start(up, bundle, name, *options, code=0):
+    return up.run("job", "start", "--bundle", bundle, "--name", name, "--dataset", "d", *options, code=code)
+
+
+def gone(directory):
+    return until(lambda: not processes(directory), "no process of the server is left")
+
+
+# -- up -------------------------------------------------------------------------------------------------
+
+
+def test_up_says_where_it_is(up):
+    """`up --json` prints one document, whose addresses answer."""
+    assert set(up.facts) == {"api", "mqtt", "mqtt_v311", "broker", "state_dir"}
+    assert up.facts["broker"] == ("mosquitto" if find_mosquitto() else "iotcore")
+    assert httpx.get(f"{up.facts['api']}/health").json()["status"] == "ok"
+    for address in (up.facts["mqtt"], up.facts["mqtt_v311"]):
+        host, port = address.split(":")
+        socket.create_connection((host, int(port)), timeout=5).close()
+    assert len(processes(up.state_dir)) == 4  # and itself
+
+
+def test_up_is_refused_where_one_runs(up):
+    """I3: a second server on the same state directory says so, and the first is not disturbed."""
+    done = fedfleet("up", "--state-dir", up.state_dir, "--port", 0, "--mqtt-port", 0, code=1)
+
+    assert "in use by another fedfleet server" in done.stderr
+    assert "--state-dir" in done.stderr
+    assert httpx.get(f"{up.facts['api']}/health").is_success
+
+
+@pytest.mark.parametrize("option", ["--port", "--mqtt-port"])
+def test_a_taken_port_is_named_with_its_remedy(option, taken, tmp_path):
+    """Whichever port is taken, `up` names it and its option, and leaves no process."""
+    ports = {"--port": 0, "--mqtt-port": 0, option: taken}
+    words = [str(word) for pair in ports.items() for word in pair]
+    done = fedfleet("up", "--state-dir", tmp_path / "state", *words, code=1)
+
+    assert f"port {taken} is not free" in done.stderr
+    assert f"choose another with {option}" in done.stderr
+    assert processes(tmp_path) == []
+
+
+def test_a_state_directory_that_cannot_be_is_named(tmp_path):
+    """A state directory that cannot be written ends `up` with its name and what to do."""
+    (tmp_path / "file").write_text("")
+    done = fedfleet("up", "--state-dir", tmp_path / "file" / "state", code=1)
+
+    assert str(tmp_path / "file") in done.stderr
+    assert "choose another --state-dir" in done.stderr
+
+
+def test_state_that_cannot_be_read_is_shown_from_the_log(tmp_path):
+    """A server that dies whenever it is started shows why instead of waiting for a deadline."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "fleet.db").write_bytes(b"not a database" * 1000)
+    done = fedfleet("up", "--state-dir", state, "--port", 0, "--mqtt-port", 0, code=1)
+
+    assert "died 3 times right after its start" in done.stderr
+    assert "fleet.db" in done.stderr
+    assert processes(tmp_path) == []
+
+
+def test_a_server_goes_on_where_it_was(bundle, tmp_path):
+    """I3: after Ctrl+C and a new start the job is there at its version; kill -9 then leaves no process behind."""
+    up = Up(tmp_path / "state")
+    try:
+        start(up, bundle, "one")
+        before = up.json("job", "show", "one")
+        assert up.interrupt() == 0, up.errors.read_text()
+        gone(tmp_path)
+        lost = [
+            line
+            for line in (tmp_path / "state" / "broker_bridge.log").read_text().splitlines()
+            if "lost" in line
+        ]
+        assert [line for line in lost if "Normal disconnection" not in line] == []  # the broker went last
+        assert not list((tmp_path / "state").glob("bundles/tmp*"))
+
+        up = Up(tmp_path / "state")
+        after = up.json("job", "show", "one")
+        assert (after["state"], after["version"]) == ("running", 0)
+        assert after["versions"] == before["versions"]
+
+        os.kill(up.process.pid, signal.SIGKILL)
+        up.process.wait()
+        gone(tmp_path)
+    finally:
+        up.close()
+
+
+def test_what_dies_is_started_again_and_named(tmp_path):
+    """A killed aggregator and a killed broker come back on their ports, and stderr says that they died."""
+    up = Up(tmp_path / "state", "--broker", "iotcore" if find_spec("iotcore") else "auto")
+    try:
+        address = up.facts["mqtt_v311"].split(":")
+        for word in (b"aggregator\0--ports", b"broker_child.py"):
+            (victim,) = [pid for pid in processes(tmp_path) if word in command(pid)]
+            os.kill(victim, signal.SIGKILL)
+            until(
+                lambda v=victim, w=word: [p for p in processes(tmp_path) if p != v and w in command(p)],
+                "back",
+            )
+        until(lambda: serves(up), "both answer again")
+        until(lambda: listens(address[0], int(address[1])), "the old port for MQTT 3.1.1 takes connections")
+
+        assert up.errors.read_text().count("process.died") == 2
+        assert up.terminate() == 0
+        assert up.output.read_text().count("{") == 1
+    finally:
+        up.close()
+        gone(tmp_path)
+
+
+def command(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""
+
+
+def serves(up):
+    try:
+        return httpx.get(f"{up.facts['api']}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+def listens(host, port):
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+# -- job and model --------------------------------------------------------------------------------------
+
+
+def test_a_job_from_start_to_stop(up, bundle):
+    """Each `job` command does its part, in words and as JSON, and `watch` returns when the job is over."""
+    started = up.json(
+        "job",
+        "start",
+        "--bundle",
+        bundle,
+        "--name",
+        "whole",
+        "--dataset",
+        "d",
+        "--steps",
+        "7",
+        "--patience",
+        "9",
+    )
+    listed = up.json("job", "list")
+    shown = up.json("job", "show", "whole")
+    table = up.run("job", "list").stdout
+    stopped = up.json("job", "stop", "whole")
+    watched = up.run("job", "watch", "whole").stdout
+
+    assert started["spec"]["training"]["steps"] == 7
+    assert started["spec"]["end"]["patience"] == 9
+    assert started["spec"]["cohort"] == "all"
+    assert "whole" in [job["name"] for job in listed]
+    assert [version["version"] for version in shown["versions"]] == [0]
+    assert "whole" in table
+    assert (stopped["state"], stopped["reason"]) == ("ended", "stopped by a person")
+    assert "stopped by a person" in watched
+    assert "ended already" in up.run("job", "stop", "whole", code=1).stderr
+
+
+def test_options_win_over_the_spec_file_and_defaults_do_not(up, bundle, tmp_path):
+    """Fields of --spec hold unless an option names them; a file that is no spec is wrong usage."""
+    (tmp_path / "spec.json").write_text('{"cohort": "lab", "training": {"steps": 3, "density": 0.5}}')
+    start(up, bundle, "from-file", "--spec", tmp_path / "spec.json", "--steps", 4)
+    spec = up.json("job", "show", "from-file")["spec"]
+    assert (spec["cohort"], spec["training"]["steps"], spec["training"]["density"]) == ("lab", 4, 0.5)
+
+    for text, words in (
+        ('{"training": 5}', "training is not an object"),
+        ("{", "--spec"),
+        ("\udcff", "--spec"),
+    ):
+        (tmp_path / "bad.json").write_text(text, errors="surrogateescape")
+        done = start(up, bundle, "bad-file", "--spec", tmp_path / "bad.json", "--steps", 4, code=2)
+        assert words in done.stderr
+
+
+def test_what_is_not_built_is_refused_at_the_command_line(up, bundle, tmp_path):
+    """I13: a job that asks for privacy ends with the server's words and exit code 1."""
+    (tmp_path / "spec.json").write_text('{"privacy": {"epsilon": 1}}')
+    done = start(up, bundle, "private", "--spec", tmp_path / "spec.json", code=1)
+
+    assert "differential privacy is not built yet" in done.stderr
+
+
+def test_a_model_is_exported(up, bundle, tmp_path):
+    """`model export` writes a file that ONNX Runtime opens, and nothing when it is refused."""
+    start(up, bundle, "exported")
+    out = tmp_path / "model.onnx"
+    facts = up.json("model", "export", "exported", "--format", "int8", "--out", out)
+    absent = up.run("model", "export", "exported", "--version", 5, "--out", tmp_path / "none.onnx", code=1)
+    nowhere = up.run("model", "export", "exported", "--out", tmp_path / "no" / "m.onnx", code=1)
+
+    assert (facts["version"], facts["format"], facts["bytes"]) == (0, "int8", out.stat().st_size)
+    onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    assert "no version 5" in absent.stderr
+    assert "No such file or directory" in nowhere.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("words", ["job watch x", "model export x --out never.onnx"])
+def test_without_a_server_the_command_says_how_to_start_one(words, tmp_path):
+    """Exit code 1 and `fedfleet up` answer a command that reaches no server."""
+    done = fedfleet(*words.split(), "--server", f"http://127.0.0.1:{free_port()}", code=1, cwd=tmp_path)
+
+    assert "no server at http://127.0.0.1:" in done.stderr
+    assert "fedfleet up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [("127.0.0.1:80", "127.0.0.1:80"), ("http://127.0.0.1:99999", "99999")],
+)
+def test_an_address_of_no_server_is_quoted(server, words):
+    """A mistyped --server is quoted back."""
+    assert words in fedfleet("job", "list", "--server", server, code=1).stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["nonsense", "job start", "up --port 70000", "model export x --out m --format fp8"]
+)
+def test_wrong_usage_is_exit_code_2(words):
+    """What cannot be understood is told from what was refused."""
+    assert "Usage: fedfleet" in fedfleet(*words.split(), code=2).stderr
+
+
+# -- bundle and demo ------------------------------------------------------------------------------------
+
+
+def test_an_operator_without_gradient_is_named(tmp_path):
+    """`bundle build` names the node, its operator and those there are, and writes nothing."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            helper.make_node("Hardmax", ["a"], ["logits"], name="the-hardmax"),
+        ],
+        "hard",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.1] * 12)],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m"
+    )
+    done = fedfleet("bundle", "build", tmp_path / "m", "--out", tmp_path / "b", code=1)
+
+    assert [
+        w for w in ("'the-hardmax'", "Hardmax", "supported: ", "Conv", "Gemm") if w not in done.stderr
+    ] == []
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_damaged_bundle_is_not_described(bundle, tmp_path):
+    """I6: `bundle inspect` names the member that is damaged."""
+    data = bytearray(bundle.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "damaged").write_bytes(data)
+    (tmp_path / "cut").write_bytes(data[:-40])
+
+    assert ".onnx" in fedfleet("bundle", "inspect", tmp_path / "damaged", code=1).stderr
+    assert "not a bundle" in fedfleet("bundle", "inspect", tmp_path / "cut", code=1).stderr
+
+
+def test_a_second_demo_in_a_directory_says_so(tmp_path):
+    """While one demo holds its directory another one there is refused."""
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = fedfleet("demo", "--directory", tmp_path, code=1)
+
+    assert "another demo is running" in done.stderr
+    assert "--directory" in done.stderr
