@@ -17,7 +17,7 @@ from edge_client.wire import grid
 from edge_client.wire.limits import PARAMETER_COUNT_MAX, TENSOR_COUNT_MAX
 from edge_client.wire.messages import DataSchema
 from firmware_tools import bundle
-from firmware_tools.autodiff import Graph, count_correct, cross_entropy, differentiate
+from firmware_tools.autodiff import SETTINGS, Graph, count_correct, cross_entropy, differentiate
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Array, Shape, shapes_of, value_info
 from firmware_tools.errors import CompileError, ModelError, OptionError
 from firmware_tools.prepare import Network, prepare
@@ -132,8 +132,16 @@ def _check_options(
 
 
 def _select(network: Network, patterns: Sequence[str]) -> dict[str, Array]:
-    """The float32 tensors of rank >= 1 that match a pattern, in the order in which the model uses them."""
-    order = dict.fromkeys(name for node in network.nodes for name in node.input if name in network.constants)
+    """The float32 tensors of rank >= 1 that match a pattern, in the order in which the model uses them.
+
+    Statistics, scales and other settings of an operator are never among them.
+    """
+    order = dict.fromkeys(
+        name
+        for node in network.nodes
+        for i, name in enumerate(node.input)
+        if name in network.constants and i not in SETTINGS.get(node.op_type, ())
+    )
     values = {n: network.constants[n] for n in order}
     candidates = {n: v for n, v in values.items() if v.dtype == np.float32 and v.ndim and v.size}
     for pattern in patterns:

@@ -1,7 +1,7 @@
 """Turns any inference model that fits into the plain form the compiler works on.
 
 Functions are inlined, Constant nodes become constants, a closing Softmax is stripped, Dropout becomes Identity,
-the opset is brought into range, and the one input and output are called `x` and `logits`.
+BatchNormalization is frozen, the opset is brought into range, and the one input and output are called `x` and `logits`.
 """
 
 from collections.abc import Callable
@@ -142,11 +142,15 @@ def _constant_value(node: NodeProto) -> Array:
 def _plain(node: NodeProto) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
-    if (
-        node.op_type == "Dropout"
-    ):  # at inference it passes its input on, and the training graph regularises not
+    if node.op_type == "Dropout":
+        # At inference it passes its input on, and the training graph regularises not.
         copy.op_type = "Identity"
         del copy.input[1:], copy.output[1:], copy.attribute[:]
+    elif node.op_type == "BatchNormalization":
+        # Exported in training mode it would average over each device's small batches: its statistics are frozen.
+        kept = [a for a in node.attribute if a.name == "epsilon"]
+        del copy.output[1:], copy.attribute[:]
+        copy.attribute.extend(kept)
     return copy
 
 

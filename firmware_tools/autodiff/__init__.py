@@ -10,16 +10,38 @@ from firmware_tools.autodiff import (
     convolution,
     elementwise,
     linear,
+    normalization,
     pooling,
     quantization,
     reduction,
+    selection,
     shape,
 )
 from firmware_tools.autodiff.graph import Graph
 from firmware_tools.autodiff.loss import count_correct, cross_entropy
-from firmware_tools.autodiff.registry import gradient, supported
+from firmware_tools.autodiff.registry import SETTINGS, gradient, supported
 from firmware_tools.autodiff.reverse import differentiate
 
-RULES = (activation, convolution, elementwise, linear, pooling, quantization, reduction, shape)
+RULES = (
+    activation,
+    convolution,
+    elementwise,
+    linear,
+    normalization,
+    pooling,
+    quantization,
+    reduction,
+    selection,
+    shape,
+)
 
-__all__ = ["RULES", "Graph", "count_correct", "cross_entropy", "differentiate", "gradient", "supported"]
+__all__ = [
+    "RULES",
+    "SETTINGS",
+    "Graph",
+    "count_correct",
+    "cross_entropy",
+    "differentiate",
+    "gradient",
+    "supported",
+]

@@ -18,6 +18,7 @@ DYNAMIC = -1  # an extent that follows the batch size
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64
 _BATCHES = (2, 3)  # the two batch sizes at which shapes are inferred
+_UNINFERRED = {"GroupNormalization"}  # keeps its input's shape, but onnx has no inference for it
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[np.generic]
@@ -127,6 +128,10 @@ def _infer(graph: Graph, inputs: Mapping[str, Shape], outputs: Sequence[str], ba
     ins = [value_info(n, FLOAT, [batch if e == DYNAMIC else e for e in s]) for n, s in inputs.items()]
     outs = [helper.make_empty_tensor_value_info(name) for name in outputs]
     model = graph.model("shapes", ins, outs)
+    for node in model.graph.node:
+        if node.op_type in _UNINFERRED:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:

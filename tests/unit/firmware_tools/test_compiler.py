@@ -164,6 +164,25 @@ def test_frozen_tensors_leave_the_graph_and_the_table(models):
     assert count(head) < count(full) / 2
 
 
+def test_batch_normalisation_is_frozen(models, tmp_path):
+    """Running statistics are constants, not parameters, even of a model exported in training mode."""
+    rng = np.random.default_rng(0)
+    weights = {"w": models.he(rng, 6, 12), "scale": np.ones(6, np.float32), "shift": np.zeros(6, np.float32)}
+    weights |= {"mean": np.full(6, 0.1, np.float32), "var": np.full(6, 2, np.float32)}
+    nodes = [
+        helper.make_node("Gemm", ["in", "w"], ["a"], transB=1),
+        helper.make_node(
+            "BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["out", "m", "v"], training_mode=1
+        ),
+    ]
+    compiled = compile_training(models.model_of(nodes, weights, (12,), 6), optimizer="sgd")
+    x, y = models.blobs((12,), 6, 600)
+    session = trained(compiled, tmp_path, (x, y), 60, rate=0.3)
+
+    assert [t.name for t in compiled.manifest.tensors] == ["w", "scale", "shift"]
+    assert session.evaluate(x, y).accuracy > 0.9
+
+
 def test_normalisation_is_compiled_into_the_graphs(models, tmp_path):
     """Raw samples through a normalising bundle equal normalised samples through a plain one."""
     x, y = models.blobs((6, 100), 7, 64)

@@ -10,7 +10,7 @@ from firmware_test_derivatives import EPSILON, B, check, run
 from onnx import TensorProto
 
 from firmware_tools.autodiff import Graph, cross_entropy, differentiate, supported, table
-from firmware_tools.autodiff.graph import value_info
+from firmware_tools.autodiff.graph import shapes_of, value_info
 from firmware_tools.errors import NotDifferentiable
 
 
@@ -90,6 +90,53 @@ def test_a_tensor_used_twice_gets_the_sum_of_its_gradients():
     (got,) = run(graph, {"x": np.array([1.0, 2.0, 3.0]), "seed": np.ones(3)}, shapes | {dx: (3,)}, [dx])
 
     assert got.tolist() == [2.0, 4.0, 6.0]
+
+
+def test_what_a_negative_padding_cuts_off_gets_zero():
+    """Pad with mixed signs gives back a gradient of the input's shape, zero where values were cut."""
+    graph = Graph(18)
+    graph.add("Pad", "x", graph.ints(-1, 2), output="out")
+    shapes = {"x": (4,), "out": (5,), "seed": (5,)}
+    (dx,) = differentiate(graph, shapes, "out", "seed", ["x"]).values()
+    feeds = {"x": np.ones(4), "seed": np.arange(1.0, 6.0)}
+    (got,) = run(graph, feeds, shapes | {dx: (4,)}, [dx])
+
+    assert got.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+REFUSED = [
+    ("Pad", [None, np.array([1, 1])], {"mode": "reflect"}, "mode reflect"),
+    ("Slice", [None, np.array([1]), np.array([3]), np.array([0])], {}, "cuts the batch"),
+    ("Gather", [None, np.array([1])], {}, "picks from the batch"),
+    ("ReduceSum", [None, np.array([0])], {}, "reduces over the batch"),
+    ("ReduceL2", [None], {"noop_with_empty_axes": 1}, "runtimes disagree"),
+    ("Cast", [None], {"to": TensorProto.FLOAT16}, "only float32"),
+    ("Einsum", [None], {"equation": "i->"}, ""),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "attributes", "reason"), REFUSED, ids=lambda v: str(v)[:20])
+def test_what_has_no_gradient_is_refused_with_its_reason(op, inputs, attributes, reason):
+    """An attribute or axis without a gradient is refused by node, operator and reason."""
+    graph = Graph(18)
+    names = ["x" if value is None else graph.constant(value) for value in inputs]
+    graph.add(op, *names, output="out", **attributes)
+
+    with pytest.raises(NotDifferentiable, match=rf"'out:{op}' of type {op} .*{reason}"):
+        differentiate(graph, {"x": (B,), "out": (B,)}, "out", "seed", ["x"])
+
+
+def test_comparisons_and_shapes_on_the_path_carry_no_gradient():
+    """A mask computed from a trained tensor multiplies as a constant does."""
+    graph = Graph(18)
+    over = graph.add("Cast", graph.add("Greater", "w", graph.scalar(0.5)), to=TensorProto.FLOAT)
+    length = graph.add("Cast", graph.add("Size", "w"), to=TensorProto.FLOAT)
+    graph.add("Mul", graph.add("Mul", "w", over), length, output="out")
+    shapes = shapes_of(graph, {"w": (3,)}, ["out"]) | {"seed": (3,)}
+    (dw,) = differentiate(graph, shapes, "out", "seed", ["w"]).values()
+    (got,) = run(graph, {"w": np.array([0.2, 0.7, 2.0]), "seed": np.ones(3)}, shapes | {dw: (3,)}, [dw])
+
+    assert got.tolist() == [0.0, 3.0, 3.0]
 
 
 def test_an_unknown_operator_is_refused_by_name():
