@@ -82,7 +82,7 @@ def check(path: Path, *, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-@device.command()
+@device.command(short_help="Show unsent results, jobs and last receipts.")
 @CONFIG
 @AS_JSON
 def status(path: Path, *, as_json: bool) -> None:

@@ -115,7 +115,8 @@ class Device:
         """Say which blobs are still needed."""
         digests = set()
         for job in self.jobs.values():
-            digests.add(job.offer.bundle.digest)
+            if job.phase is not Phase.DECLINED:  # a bundle that went bad on the card is pulled anew
+                digests.add(job.offer.bundle.digest)
             if job.assignment is not None:
                 digests.update(blob.digest for blob in blobs(job.assignment))
         self.actions.append(ev.KeepBlobs(frozenset(digests)))

@@ -202,8 +202,8 @@ def refuse(device: Device, job: Job, code: str, message: str, now: float) -> Non
     """The child could not train: never again, anew from a key-frame, or after a while."""
     if code in FATAL_CODES:
         renumber(device, job)
-        retire(device, job)
         decline(device, job, f"{code}: {message}")
+        retire(device, job)
     elif code == "resync":
         job.held = None
         fail(device, job, f"{code}: {message}", now, at_once=job.failures == 0)

@@ -92,9 +92,15 @@ def bundle() -> None:
     metavar="M,…;S,…|FILE",
     help="Means; standard deviations, one per channel, or a JSON file with `mean` and `std`.",
 )
-@click.option("--axes", default="", callback=_names, help="Names of a sample's axes, for error messages.")
+@click.option(
+    "--axes",
+    default="",
+    callback=_names,
+    help="Names of a sample's axes; devices that name theirs otherwise decline.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 @_reported
-def build(model: Path, out: Path, **options: Any) -> None:
+def build(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Compile an ONNX inference MODEL into a training bundle.
 
     \b
@@ -108,14 +114,18 @@ def build(model: Path, out: Path, **options: Any) -> None:
     compiled.save(out)
     for note in compiled.notes:
         click.echo(f"note: {note}", err=True)
-    manifest = compiled.manifest
+    manifest, size = compiled.manifest, out.stat().st_size
+    if as_json:
+        facts = {"bundle": str(out), "name": manifest.name, "parameters": manifest.parameters, "bytes": size}
+        click.echo(json.dumps(facts | {"tensors": len(manifest.tensors)}))
+        return
     click.echo(
         f"{out}: {manifest.name}, {manifest.parameters:,} parameters in {len(manifest.tensors)} tensors, "
-        f"{out.stat().st_size:,} B"
+        f"{size:,} B"
     )
 
 
-@bundle.command("inspect", epilog=EXIT_CODES)
+@bundle.command("inspect", short_help="Verify a BUNDLE and show what is in it.", epilog=EXIT_CODES)
 @click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_reported

@@ -182,9 +182,9 @@ def test_data_that_does_not_fit_is_declined_with_its_reason(drive, data, why):
 
 @pytest.mark.parametrize("code", sorted(phases.FATAL_CODES))
 def test_failure_that_would_repeat_itself_declines_the_offer(drive, code):
-    """A bundle or data set that cannot be trained on is not tried again."""
+    """A bundle or data set that cannot be trained on is not tried again; a bundle gone bad is not kept."""
     drive.to(Phase.TRAINING)
-    drive(ev.Answered("job", 1, Failed(code, "why")))
+    assert ev.KeepBlobs(frozenset()) in drive(ev.Answered("job", 1, Failed(code, "why")))
     assert drive.said() == [("declined", f"{code}: why")]
     assert drive(ev.Tick(), after=1e6) == []
 

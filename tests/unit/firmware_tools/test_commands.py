@@ -25,10 +25,16 @@ def test_build_then_inspect(model, tmp_path):
     """A built bundle is described for people and, with --json, for programs."""
     out = tmp_path / "m.bundle"
     built = run("build", model, "--out", out, "--name", "tiny", "--axes", "feature", "--trainable", "w*")
+    facts = json.loads(run("build", model, "--out", tmp_path / "n", "--name", "tiny", "--json").stdout)
     shown, asked = run("inspect", out), run("inspect", out, "--json")
 
     assert (built.exit_code, shown.exit_code, asked.exit_code) == (0, 0, 0)
     assert "256 parameters" in shown.output
+    assert (facts["name"], facts["parameters"], facts["bytes"]) == (
+        "tiny",
+        276,
+        (tmp_path / "n").stat().st_size,
+    )
     report = json.loads(asked.output)
     assert report["manifest"]["name"] == "tiny"
     assert report["parameters"] == 256
