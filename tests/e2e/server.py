@@ -90,6 +90,12 @@ class Aggregator:
         self.process.terminate()
         return self.process.wait(WAIT_S)
 
+    def close(self):
+        """End it in any way."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
     def append(self, *entries):
         """Append (device, uid, kind, record) to the log, as a bridge would."""
 

@@ -42,9 +42,12 @@ def server(tmp_path_factory):
     """One aggregator for all tests here; each test has a job of its own."""
     server = Aggregator(tmp_path_factory.mktemp("api") / "state")
     server.start()
-    yield server
-    assert server.stop() == 0
-    assert TRACEBACK not in server.log.read_text()
+    try:
+        yield server
+        assert server.stop() == 0
+        assert TRACEBACK not in server.log.read_text()
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="module")
@@ -318,22 +321,29 @@ def test_the_openapi_document_lists_every_route(api):
     assert set(body["$defs"]) == {"JobSpec", "TrainingSpec", "EndSpec"}
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """An aggregator for one test, which starts it."""
+    alone = Aggregator(tmp_path / "state")
+    yield alone
+    alone.close()
+
+
 @pytest.mark.usefixtures("api")
-def test_a_taken_port_ends_the_process_with_its_number(server, tmp_path):
+def test_a_taken_port_ends_the_process_with_its_number(server, alone):
     """An aggregator that cannot have its port says which, and opens no storage before."""
-    second = Aggregator(tmp_path / "second")
-    second.start(server.port)
+    alone.start(server.port)
 
-    assert second.process.wait(WAIT_S) == 1
-    assert f"port {server.port} on 127.0.0.1 is not free" in second.log.read_text()
-    assert TRACEBACK not in second.log.read_text()
-    assert not (second.directory / "fleet.db").exists()
-    assert not list(second.temporary.iterdir())
+    assert alone.process.wait(WAIT_S) == 1
+    assert f"port {server.port} on 127.0.0.1 is not free" in alone.log.read_text()
+    assert TRACEBACK not in alone.log.read_text()
+    assert not (alone.directory / "fleet.db").exists()
+    assert not list(alone.temporary.iterdir())
 
 
-def test_stopping_leaves_no_files_and_damaged_state_is_named(bundle, tmp_path):
+def test_stopping_leaves_no_files_and_damaged_state_is_named(bundle, alone):
     """I3: SIGTERM ends with code 0 and an empty temporary directory; a lost manifest then ends the start with 1."""
-    server = Aggregator(tmp_path / "state")
+    server = alone
     server.start()
     with server.client() as client:
         digest = client.post("/bundles", content=bundle.to_bytes()).json()["digest"]

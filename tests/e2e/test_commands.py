@@ -29,9 +29,12 @@ def bundle(tmp_path_factory):
 def up(tmp_path_factory):
     """One `fedfleet up` for the tests that only ask it things."""
     up = Up(tmp_path_factory.mktemp("up") / "state")
-    yield up
-    assert up.terminate() == 0, up.errors.read_text()
-    assert processes(up.state_dir) == []
+    try:
+        yield up
+        assert up.terminate() == 0, up.errors.read_text()
+        assert processes(up.state_dir) == []
+    finally:
+        up.close()
 
 
 @pytest.fixture
