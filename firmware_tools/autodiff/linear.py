@@ -30,15 +30,21 @@ def gemm(call: Call) -> Gradients:
 
 @gradient("MatMul")
 def matmul(call: Call) -> Gradients:
-    """Y = A B over leading axes that broadcast; both operands need rank 2 or more."""
+    """Y = A B over leading axes that broadcast; a vector stands for a row on the left, a column on the right."""
     g, dy, a, b = call.graph, call.dy, call.input(0), call.input(1)
     shape_a, shape_b, shape_y = call.shape(a), call.shape(b), call.shape(call.y)
-    if min(len(shape_a), len(shape_b)) < 2:
-        raise call.refused("a vector operand has no gradient yet; reshape it to a matrix")
+    row, column = len(shape_a) == 1, len(shape_b) == 1
+    if column:
+        b, shape_b, shape_y = g.add("Unsqueeze", b, g.ints(1)), (*shape_b, 1), (*shape_y, 1)
+        dy = g.add("Unsqueeze", dy, g.ints(-1))
+    if row:
+        a, shape_a, shape_y = g.add("Unsqueeze", a, g.ints(0)), (1, *shape_a), (*shape_y[:-1], 1, shape_y[-1])
+        dy = g.add("Unsqueeze", dy, g.ints(-2))
     da = db = None
     if call.wanted[0]:
         product = g.add("MatMul", dy, _transposed(call, b, len(shape_b)))
         da = reduce_to(g, product, (*shape_y[:-1], shape_a[-1]), shape_a)
+        da = g.add("Squeeze", da, g.ints(0)) if row else da
     if call.wanted[1] and len(shape_b) == 2:
         # One product over all rows at once instead of a batch of products and their sum.
         rows = [
@@ -48,7 +54,7 @@ def matmul(call: Call) -> Gradients:
     elif call.wanted[1]:
         product = g.add("MatMul", _transposed(call, a, len(shape_a)), dy)
         db = reduce_to(g, product, (*shape_y[:-2], *shape_b[-2:]), shape_b)
-    return [da, db]
+    return [da, g.add("Squeeze", db, g.ints(1)) if db and column else db]
 
 
 def _transposed(call: Call, tensor: str, rank: int) -> str:

@@ -32,14 +32,34 @@ def test_the_operator_page_says_what_the_code_does():
     assert page.read_text() == table.render()
 
 
-def test_quantization_passes_gradients_straight_through():
-    """The gradient of a quantise-dequantise pair is the gradient of its output."""
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantization_passes_gradients_inside_its_range(per_channel):
+    """A quantise-dequantise pair passes the gradient where values round into int8 and stops it outside."""
+    scale = np.array([0.1, 0.2], np.float32) if per_channel else np.array(0.1, np.float32)
     graph = Graph(18)
-    scale, zero = graph.scalar(0.1), graph.constant(np.zeros((), dtype=np.int8))
-    graph.add("DequantizeLinear", graph.add("QuantizeLinear", "w", scale, zero), scale, zero, output="out")
-    gradients = differentiate(graph, {"w": (4,), "out": (4,)}, "out", "seed", ["w"])
+    parts = graph.constant(scale), graph.constant(np.full(scale.shape, 3, np.int8))
+    graph.add(
+        "DequantizeLinear", graph.add("QuantizeLinear", "w", *parts, axis=0), *parts, axis=0, output="out"
+    )
+    shapes = {"w": (2, 5), "out": (2, 5), "seed": (2, 5)}
+    (dw,) = differentiate(graph, shapes, "out", "seed", ["w"]).values()
+    values = np.array([[-13.2, -13.0, 0.0, 12.44, 12.5]] * 2)
+    (got,) = run(graph, {"w": values, "seed": np.ones((2, 5))}, shapes | {dw: (2, 5)}, [dw])
 
-    assert gradients == {"w": "seed"}
+    assert got[0].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert got[1].tolist() == ([1.0] * 5 if per_channel else got[0].tolist())
+
+
+def test_quantization_with_a_computed_scale_passes_all_gradients():
+    """A scale of max|w| / 127 never saturates, so nothing is masked."""
+    graph = Graph(18)
+    scale, zero = (
+        graph.add("ReduceMax", graph.add("Abs", "w"), keepdims=0),
+        graph.constant(np.zeros((), np.int8)),
+    )
+    graph.add("DequantizeLinear", graph.add("QuantizeLinear", "w", scale, zero), scale, zero, output="out")
+
+    assert differentiate(graph, {"w": (4,), "out": (4,)}, "out", "seed", ["w"]) == {"w": "seed"}
 
 
 def test_cross_entropy_gradient_agrees_with_finite_differences():
@@ -111,6 +131,12 @@ REFUSED = [
     ("ReduceSum", [None, np.array([0])], {}, "reduces over the batch"),
     ("ReduceL2", [None], {"noop_with_empty_axes": 1}, "runtimes disagree"),
     ("Cast", [None], {"to": TensorProto.FLOAT16}, "only float32"),
+    (
+        "ConvTranspose",
+        [None, np.ones((1, 1, 2), np.float32)],
+        {"auto_pad": "SAME_UPPER"},
+        "give its paddings",
+    ),
     ("Einsum", [None], {"equation": "i->"}, ""),
 ]
 
@@ -121,9 +147,28 @@ def test_what_has_no_gradient_is_refused_with_its_reason(op, inputs, attributes,
     graph = Graph(18)
     names = ["x" if value is None else graph.constant(value) for value in inputs]
     graph.add(op, *names, output="out", **attributes)
+    shapes = {name: value.shape for name, value in graph.constants.items()} | {"x": (B,), "out": (B,)}
 
     with pytest.raises(NotDifferentiable, match=rf"'out:{op}' of type {op} .*{reason}"):
-        differentiate(graph, {"x": (B,), "out": (B,)}, "out", "seed", ["x"])
+        differentiate(graph, shapes, "out", "seed", ["x"])
+
+
+def test_a_grouped_transposed_convolution_has_adjoint_gradients():
+    """It is linear in input, weight and bias, so each gradient times its tensor sums up to the output's part."""
+    rng = np.random.default_rng(2)
+    graph = Graph(18)
+    graph.add("ConvTranspose", "x", "w", "b", output="out", group=2, strides=[2], pads=[1, 0])
+    shapes = shapes_of(graph, {"x": (B, 4, 5), "w": (4, 3, 2), "b": (6,)}, ["out"])
+    shapes["seed"] = shapes["out"]
+    gradients = differentiate(graph, shapes, "out", "seed", ["x", "w", "b"])
+    feeds = {n: rng.standard_normal([2 if e == B else e for e in shapes[n]]) for n in ("x", "w", "b", "seed")}
+    shapes |= {g: shapes[n] for n, g in gradients.items()}
+    out, dx, dw, db = run(graph, feeds, shapes, ["out", *gradients.values()])
+    linear = ((out - feeds["b"][:, None]) * feeds["seed"]).sum()
+
+    assert (dx * feeds["x"]).sum() == pytest.approx(linear, rel=1e-4)
+    assert (dw * feeds["w"]).sum() == pytest.approx(linear, rel=1e-4)
+    np.testing.assert_allclose(db, feeds["seed"].sum(axis=(0, 2)), atol=1e-5)
 
 
 def test_comparisons_and_shapes_on_the_path_carry_no_gradient():
