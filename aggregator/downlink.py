@@ -1,5 +1,7 @@
 """What the aggregator wants said to devices: cells under `down/` that the bridge publishes."""
 
+import contextlib
+
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, Heads
 from edge_client.wire.messages import Message, encode
@@ -26,10 +28,10 @@ class Downlink:
     async def drop(self, topic: str) -> None:
         """Forget what was said to a topic; nothing is published on a topic that is not retained."""
         key = cells.down_key(topic)
-        revision, _ = await self._heads.load(key)
         self._revisions.pop(key, None)
-        if revision:
-            await self._heads.drop(key, revision)
+        while (revision := (await self._heads.load(key))[0]) != 0:
+            with contextlib.suppress(Conflict):  # something newer was said meanwhile: that goes too
+                await self._heads.drop(key, revision)
 
     async def _set(self, key: str, value: bytes) -> None:
         # The newest word to a topic wins, whoever says it: unlike a version, it builds on nothing.

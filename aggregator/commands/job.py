@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from aggregator.client import Api
+from aggregator.client import Api, ApiError
 from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
 from aggregator.spec import EndSpec, TrainingSpec
 
@@ -54,7 +54,12 @@ def start(bundle: Path, spec: Path | None, server: str, *, as_json: bool, **opti
     """Upload a bundle and start a job on it."""
     fields = _fields(spec, options)
     with Api(server) as api:
-        fields["bundle"] = api.upload(bundle.read_bytes())
+        try:
+            fields["bundle"] = api.upload(bundle.read_bytes())
+        except ApiError as error:
+            raise ApiError(
+                error.code, f"{bundle}: {error}" if error.code == "bad_bundle" else str(error)
+            ) from error
         started = api.start(fields)
     if as_json:
         print_json(started)
@@ -160,7 +165,7 @@ def summary(found: dict[str, Any]) -> Table:
 
 def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
     """The newest versions as a table."""
-    table = Table("version", "updates", "staleness", "hold-out", "loss", "delta", "key-frame")
+    table = Table("version", "updates", "staleness: updates", "hold-out", "loss", "delta", "key-frame")
     for version in versions[-count:]:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
         loss = "" if version["loss"] is None else f"{version['loss']:.4f}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import structlog
 
-from aggregator.client import Api, ApiError
 from aggregator.commands.common import EXIT_CODES, json_option, print_json
+from aggregator.ready import wait_ready
 from aggregator.supervise import POLL_S, Supervisor, SupervisorError, until_signalled
 from broker_bridge.broker import BrokerError
 
@@ -57,7 +57,7 @@ def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool
         supervisor = Supervisor(state_dir, port, mqtt_port, broker)
         try:
             supervisor.start()
-            _wait_ready(supervisor, signals)
+            wait_ready(supervisor, signals)
             if not signals:
                 _say(supervisor, as_json=as_json)
             while not signals:
@@ -68,29 +68,6 @@ def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool
             raise click.ClickException(str(error)) from error
         finally:
             supervisor.stop()
-
-
-def _wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
-    deadline = time.monotonic() + READY_S
-    with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
-        while not signals:
-            try:
-                api.health()
-            except ApiError as error:
-                lost = supervisor.hopeless()
-                if lost is not None:
-                    raise SupervisorError(
-                        f"{lost.name} cannot be started; the end of {lost.log_path} is above"
-                    ) from error
-                if time.monotonic() > deadline:
-                    raise SupervisorError(
-                        f"the aggregator did not answer in {READY_S:g} s; its log is "
-                        f"{supervisor.state_dir / 'aggregator.log'} ({error})"
-                    ) from error
-            else:
-                return
-            supervisor.tend()
-            time.sleep(POLL_S)
 
 
 def _say(supervisor: Supervisor, *, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 import fcntl
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ from aggregator.client import Api, ApiError
 from aggregator.demo import baselines, data, plan, report
 from aggregator.demo.devices import Devices
 from aggregator.demo.live import Look, accuracy
+from aggregator.ready import wait_ready
 from aggregator.supervise import Supervisor, SupervisorError, until_signalled
 from broker_bridge.broker import BrokerError
 
-READY_S = 60.0
 LOOK_S = 1.0
+STOPPED = "stopped by a signal"
 STALL_S = 120.0  # no new version for this long: something is broken, and the logs say what
 FAREWELL_S = 15.0  # for the devices to remove the job's workspace and say so
 
@@ -97,16 +97,18 @@ def _run(console: Console, directory: Path, broker: str, signals: list[int]) -> 
     run.mkdir()
     shards, unseen = data.load()
     bundle = plan.bundle().save(run / "exercise.bundle")
-    supervisor = Supervisor(run / "server", _free_port(), 0, broker)
+    supervisor = Supervisor(run / "server", 0, 0, broker)
     try:
         supervisor.start()
+        wait_ready(supervisor, signals)
+        if signals:
+            raise DemoError(STOPPED)
         assert supervisor.broker is not None
         console.print(
             f"{supervisor.broker.kind} on port {supervisor.broker.port}, API on port {supervisor.http_port}, "
             f"{len(shards)} devices, {len(unseen.y)} windows of people they never saw; logs in {run}"
         )
         with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
-            _wait_ready(api, supervisor, signals)
             api.start(plan.spec(api.upload(bundle.read_bytes())))
             with Devices(run / "devices", shards, supervisor.broker.port) as devices:
                 look = _watch(console, api, supervisor, devices, unseen, signals)
@@ -161,7 +163,7 @@ def _watch(  # noqa: PLR0917 - what is watched, in the order it is made
             if look.job["state"] == "ended" and (_workspaces(look) == 0 or now - moved > FAREWELL_S):
                 return look
             if signals:
-                raise DemoError("stopped by a signal")
+                raise DemoError(STOPPED)
             if devices.dead():
                 raise DemoError(f"daemons ended: {', '.join(devices.dead())}; see their daemon.log")
             if look.job["state"] == "running" and now - moved > STALL_S:
@@ -186,25 +188,3 @@ def _baselines(
         central = baselines.centralised(bundle, shards, unseen, plan.centralised(), plan.SEED)
         progress.advance(task, len(shards))
     return float(np.mean([result.accuracy for result in local])), central.accuracy
-
-
-def _wait_ready(api: Api, supervisor: Supervisor, signals: list[int]) -> None:
-    deadline = time.monotonic() + READY_S
-    while not signals:
-        try:
-            api.health()
-        except ApiError as error:
-            if time.monotonic() > deadline:
-                raise DemoError(f"the server did not start in {READY_S:g} s: {error}") from error
-            supervisor.tend()
-            time.sleep(0.1)
-        else:
-            return
-    raise DemoError("stopped by a signal")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,0 +1,32 @@
+"""Waits until a server that a supervisor started answers."""
+
+import time
+
+from aggregator.client import Api, ApiError
+from aggregator.supervise import POLL_S, Supervisor, SupervisorError
+
+READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small machine ten times that
+
+
+def wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
+    """Tend the processes until the API answers or a signal came; raise SupervisorError."""
+    deadline = time.monotonic() + READY_S
+    with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
+        while not signals:
+            try:
+                api.health()
+            except ApiError as error:
+                lost = supervisor.hopeless()
+                if lost is not None:
+                    raise SupervisorError(
+                        f"{lost.name} cannot be started; the end of {lost.log_path} is above"
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise SupervisorError(
+                        f"the aggregator did not answer in {READY_S:g} s; its log is "
+                        f"{supervisor.state_dir / 'aggregator.log'} ({error})"
+                    ) from error
+            else:
+                return
+            supervisor.tend()
+            time.sleep(POLL_S)
