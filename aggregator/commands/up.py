@@ -13,7 +13,6 @@ from aggregator.supervise import POLL_S, Supervisor, SupervisorError, until_sign
 from broker_bridge.broker import BrokerError
 
 PORT = click.IntRange(0, 65535)
-READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small machine ten times that
 
 
 @click.command(epilog="Example: fedfleet up --state-dir ./fleet\n\n" + EXIT_CODES)
