@@ -1,8 +1,8 @@
 """Reverse-mode differentiation of ONNX graphs into standard ONNX operators (default domain, opset >= 18).
 
 `differentiate` appends gradient nodes to a Graph. Each operator family is one module of gradient rules; a new
-operator is a function under `@gradient("Op")` and nothing else. Speed follows measurements on the stock CPU
-kernels of ONNX Runtime, which the comments in the rules quote.
+operator is a function under `@gradient("Op")`, or under `@expansion("Op")` when it is first written as others.
+Speed follows measurements on the stock CPU kernels of ONNX Runtime, which the comments in the rules quote.
 """
 
 from firmware_tools.autodiff import (
@@ -13,6 +13,7 @@ from firmware_tools.autodiff import (
     normalization,
     pooling,
     quantization,
+    recurrent,
     reduction,
     selection,
     shape,
@@ -30,6 +31,7 @@ RULES = (
     normalization,
     pooling,
     quantization,
+    recurrent,
     reduction,
     selection,
     shape,

@@ -90,11 +90,13 @@ class Call:
 
     def refused(self, reason: str) -> NotDifferentiable:
         """The error that says why this node has no gradient."""
-        return NotDifferentiable(self.node.name or self.y, self.node.op_type, RULES, reason)
+        return NotDifferentiable(self.node.name or self.y, self.node.op_type, supported(), reason)
 
 
 Rule = Callable[[Call], Gradients]
+Expansion = Callable[[Call], None]
 RULES: dict[str, Rule] = {}
+EXPANSIONS: dict[str, Expansion] = {}
 SETTINGS: dict[str, frozenset[int]] = {}  # inputs that say how an operator works and are never trained
 EVERY_OUTPUT: set[str] = set()  # operators whose rule takes the gradients of all outputs
 
@@ -122,6 +124,19 @@ def gradient(
     return register
 
 
+def expansion(*op_types: str) -> Callable[[Expansion], Expansion]:
+    """Register a function that writes operators with gradient rules in the place of a node.
+
+    It appends nodes to `Call.graph` that compute the node's outputs under their own names.
+    """
+
+    def register(expand: Expansion) -> Expansion:
+        EXPANSIONS.update(dict.fromkeys(op_types, expand))
+        return expand
+
+    return register
+
+
 def supported() -> tuple[str, ...]:
-    """The operators that have a gradient rule, sorted."""
-    return tuple(sorted(RULES))
+    """The operators that have a gradient, by a rule or by expansion, sorted."""
+    return tuple(sorted({*RULES, *EXPANSIONS}))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from onnx import NodeProto, TensorProto, defs, helper
 
-from firmware_tools.autodiff.graph import Graph, Shape
-from firmware_tools.autodiff.registry import EVERY_OUTPUT, RULES, SETTINGS, Call
+from firmware_tools.autodiff.graph import Graph, Shape, needed, shapes_of
+from firmware_tools.autodiff.registry import EVERY_OUTPUT, EXPANSIONS, RULES, SETTINGS, Call, supported
 from firmware_tools.errors import NotDifferentiable
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -23,10 +23,11 @@ def differentiate(
     `seed` is the gradient of the loss with respect to `output`, of its shape. A tensor that `output` does not
     depend on is absent from the result. Raises NotDifferentiable.
     """
+    shapes = expand(graph, shapes, output, wanted)
     active = reached(graph, wanted)
-    gradients: dict[str, str] = {output: seed}
+    parts: dict[str, list[str]] = {output: [seed]}
     for node in reversed(list(graph.nodes)):
-        have = [gradients.get(name, "") for name in node.output]
+        have = [_total(graph, parts.get(name, [])) for name in node.output]
         wants = [
             name in active and i not in SETTINGS.get(node.op_type, ()) for i, name in enumerate(node.input)
         ]
@@ -34,15 +35,59 @@ def differentiate(
             continue
         rule = RULES.get(node.op_type)
         if rule is None or node.domain:
-            raise NotDifferentiable(node.name or node.output[0], node.op_type, RULES)
+            raise NotDifferentiable(node.name or node.output[0], node.op_type, supported())
         call = Call(graph, node, have, wants, shapes)
         if node.op_type not in EVERY_OUTPUT and (not have[0] or any(have[1:])):
             raise call.refused("only its first output may be used")
         for name, wanting, part in zip(node.input, wants, rule(call), strict=False):
             if wanting and part is not None:
-                before = gradients.get(name)
-                gradients[name] = part if before is None else graph.add("Add", before, part)
-    return {name: gradients[name] for name in wanted if name in gradients}
+                parts.setdefault(name, []).append(part)
+    return {name: _total(graph, parts[name]) for name in wanted if name in parts}
+
+
+def expand(graph: Graph, shapes: dict[str, Shape], output: str, wanted: Sequence[str]) -> dict[str, Shape]:
+    """Replace the nodes on a path from `wanted` that have an expansion; returns the shapes of the new graph."""
+    active = reached(graph, wanted)
+    nodes, graph.nodes = graph.nodes, []
+    found = False
+    for node in nodes:
+        if node.op_type in EXPANSIONS and active.intersection(node.input):
+            EXPANSIONS[node.op_type](Call(graph, node, (), (), shapes))
+            found = True
+        else:
+            graph.nodes.append(node)
+    if not found:
+        return shapes
+    used = needed(graph.nodes, [output])
+    made = {name for node in used for name in node.output}
+    free = {name for node in used for name in node.input if name} - made - graph.constants.keys()
+    return shapes | shapes_of(graph, {name: shapes[name] for name in sorted(free)}, [output])
+
+
+def _total(graph: Graph, parts: list[str]) -> str:
+    """Sum of a tensor's partial gradients, empty without any; `parts` becomes the one name of the sum.
+
+    A weight that is used at every step of a sequence gets one product over all steps instead of a sum of small
+    ones.
+    """
+    if len(parts) > 2:
+        makers = {node.output[0]: node for node in graph.nodes}
+        products = [makers.get(part) for part in parts]
+        if all(_is_plain_product(node) for node in products):
+            left, right = ([n.input[i] for n in products if n] for i in (0, 1))
+            operands = (graph.add("Concat", *side, axis=0) for side in (left, right))
+            parts[:] = [graph.add("Gemm", *operands, transA=1)]
+    if len(parts) > 1:
+        parts[:] = [graph.add("Sum", *parts)]
+    return parts[0] if parts else ""
+
+
+def _is_plain_product(node: NodeProto | None) -> bool:
+    """Whether a node is A' B and nothing more."""
+    if node is None or node.op_type != "Gemm" or len(node.input) != 2:
+        return False
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return (given.get("alpha", 1.0), given.get("transA", 0), given.get("transB", 0)) == (1.0, 1, 0)
 
 
 def reached(graph: Graph, wanted: Iterable[str]) -> set[str]:

@@ -2,8 +2,9 @@
 
 import inspect
 from collections import defaultdict
+from collections.abc import Callable
 
-from firmware_tools.autodiff.registry import RULES, SETTINGS, Rule
+from firmware_tools.autodiff.registry import EXPANSIONS, RULES, SETTINGS, supported
 
 _HEAD = """# Operators with gradients
 
@@ -20,15 +21,18 @@ that are never trained. Dropout is the identity.
 
 def render() -> str:
     """The page as Markdown."""
-    families: dict[str, list[tuple[str, Rule]]] = defaultdict(list)
-    for op_type, rule in sorted(RULES.items()):
-        families[rule.__module__.rpartition(".")[2]].append((op_type, rule))
+    rules: dict[str, Callable[..., object]] = {**RULES, **EXPANSIONS}
+    families: dict[str, list[str]] = defaultdict(list)
+    for op_type in supported():
+        families[rules[op_type].__module__.rpartition(".")[2]].append(op_type)
     parts = [_HEAD]
     for family, rows in sorted(families.items()):
         lines = [f"\n## {family}\n", "| operator | gradient | settings |", "|---|---|---|"]
-        for op_type, rule in rows:
-            sentence = " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split()).replace("|", "\\|")
-            settings = ", ".join(str(i) for i in sorted(SETTINGS[op_type])) or "-"
+        for op_type in rows:
+            sentence = " ".join((inspect.getdoc(rules[op_type]) or "").split("\n\n")[0].split()).replace(
+                "|", "\\|"
+            )
+            settings = ", ".join(str(i) for i in sorted(SETTINGS.get(op_type, ()))) or "-"
             lines.append(f"| {op_type} | {sentence} | {settings} |")
         parts.append("\n".join(lines) + "\n")
     return "".join(parts)

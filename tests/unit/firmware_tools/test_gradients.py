@@ -10,7 +10,7 @@ from firmware_test_derivatives import EPSILON, B, check, run
 from onnx import TensorProto
 
 from firmware_tools.autodiff import Graph, cross_entropy, differentiate, supported, table
-from firmware_tools.autodiff.graph import shapes_of, value_info
+from firmware_tools.autodiff.graph import needed, shapes_of, value_info
 from firmware_tools.errors import NotDifferentiable
 
 
@@ -151,6 +151,48 @@ def test_what_has_no_gradient_is_refused_with_its_reason(op, inputs, attributes,
 
     with pytest.raises(NotDifferentiable, match=rf"'out:{op}' of type {op} .*{reason}"):
         differentiate(graph, shapes, "out", "seed", ["x"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "reason"),
+    [
+        (("", "lengths"), {}, "sequence_lens"),
+        (("", "", "", "", "p"), {}, "peepholes"),
+        ((), {"clip": 3.0}, "clip"),
+        ((), {"layout": 1}, "layout"),
+        ((), {"activations": ["HardSigmoid", "Tanh", "Tanh"]}, "activations"),
+    ],
+)
+def test_rare_recurrent_layers_are_refused(inputs, attributes, reason):
+    """Peepholes, sequence lengths, clipping and exotic activations are refused by name."""
+    graph = Graph(18)
+    graph.add("LSTM", "x", "w", "r", *inputs, output="out", hidden_size=3, **attributes)
+    shapes = {"x": (4, B, 2), "w": (1, 12, 2), "r": (1, 12, 3), "out": (4, 1, B, 3)}
+
+    with pytest.raises(NotDifferentiable, match=f"LSTM .*{reason}.*supported: "):
+        differentiate(graph, shapes, "out", "seed", ["w"])
+
+
+def test_a_recurrent_layer_on_a_frozen_path_stays_fused():
+    """Only what is trained is unrolled; a dynamic sequence length is no obstacle below it."""
+    graph = Graph(18)
+    graph.add("LSTM", "x", "w", "r", output="states", hidden_size=3)
+    graph.add("Mul", "states", "scale", output="out")
+    shapes = {"x": (B, 2, 2), "states": (B, 1, 2, 3), "out": (B, 1, 2, 3), "scale": (3,)}
+    differentiate(graph, shapes, "out", "seed", ["scale"])
+
+    assert [n.op_type for n in graph.nodes[:2]] == ["LSTM", "Mul"]
+
+
+def test_a_weight_of_many_steps_gets_one_product():
+    """The gradient of a recurrent weight is one matrix product over all steps."""
+    graph = Graph(18)
+    graph.add("RNN", "x", "w", "r", output="out", hidden_size=3)
+    shapes = {"x": (6, B, 2), "w": (1, 3, 2), "r": (1, 3, 3), "out": (6, 1, B, 3), "seed": (6, 1, B, 3)}
+    (dr,) = differentiate(graph, shapes, "out", "seed", ["r"]).values()
+    built = needed(graph.nodes, [dr])
+
+    assert [n.op_type for n in built if "transA" in [a.name for a in n.attribute if a.i]] == ["Gemm"]
 
 
 def test_a_grouped_transposed_convolution_has_adjoint_gradients():
