@@ -26,8 +26,9 @@ DeviceStateName = Literal["ready", "disconnected", "lost", "unknown"]
 
 def create_app(engine: Engine) -> FastAPI:
     """Build the application; `engine` must be running on the same event loop."""
+    # FastAPI's documentation pages load their scripts from a CDN, which a closed network does not reach.
     app = FastAPI(
-        title="fedfleet", version="1", docs_url=f"{PREFIX}/docs", openapi_url=f"{PREFIX}/openapi.json"
+        title="fedfleet", version="1", docs_url=None, redoc_url=None, openapi_url=f"{PREFIX}/openapi.json"
     )
     answer_with_problems(app)
     _add_service(app, engine)
