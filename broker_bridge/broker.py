@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +71,10 @@ class Broker:
         if kind == "mosquitto" and program is None:
             raise BrokerError("mosquitto is not installed: install it, or choose the broker 'iotcore'")
         chosen: Kind = "iotcore" if kind == "iotcore" or program is None else "mosquitto"
+        if chosen == "iotcore" and find_spec("iotcore") is None:
+            raise BrokerError(
+                "there is no broker here: install mosquitto, or iotcore with: pip install 'fedfleet[server]'"
+            )
         state_dir.mkdir(parents=True, exist_ok=True)
         port = _claim(host, port)
         port_v311 = port if chosen == "mosquitto" else _claim(host, port_v311, taken=port)

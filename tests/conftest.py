@@ -14,7 +14,7 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     if request.param == "mosquitto" and find_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
     if request.param == "iotcore":
-        pytest.importorskip("iotcore", reason="iotcore comes with the extra [demo]")
+        pytest.importorskip("iotcore", reason="iotcore comes with the extra [server]")
     started = Broker.start(request.param, state_dir=tmp_path / "broker")
     yield started
     started.stop()

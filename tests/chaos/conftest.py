@@ -265,7 +265,7 @@ def fleet(request, tmp_path):
     if request.param == "mosquitto" and find_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
     if request.param == "iotcore":
-        pytest.importorskip("iotcore", reason="iotcore comes with the extra [demo]")
+        pytest.importorskip("iotcore", reason="iotcore comes with the extra [server]")
     fleet = Fleet(tmp_path, request.param)
     try:
         fleet.start()

@@ -62,3 +62,14 @@ def test_free_port_is_free(tmp_path: Path) -> None:
     broker = Broker.start("auto", state_dir=tmp_path, port=port)
     assert broker.port == port
     broker.stop()
+
+
+def test_a_machine_without_any_broker_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With neither mosquitto nor iotcore the error names both ways out, and nothing is left behind."""
+    monkeypatch.setattr("broker_bridge.broker.find_mosquitto", lambda: None)
+    monkeypatch.setattr("broker_bridge.broker.find_spec", lambda _: None)
+    with pytest.raises(BrokerError, match="install mosquitto, or iotcore"):
+        Broker.start("auto", state_dir=tmp_path / "broker")
+    assert not (tmp_path / "broker").exists()
