@@ -6,6 +6,7 @@ Standard library and msgspec only. Writing bundles is `firmware_tools.bundle`'s 
 import hashlib
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ TRAIN = "train.onnx"
 EVAL = "eval.onnx"
 INFER = "infer.onnx"
 PARAMS = "params.keyframe"  # version 0 of the model: a KEYFRAME frame
+STEPS_TAKEN = "optimizer@steps"  # state of Adam; no parameter has `@` in its name
 MEMBERS = (TRAIN, EVAL, INFER, PARAMS)
 # What zipfile raises for bytes from a stranger: RuntimeError for encryption and for versions it does not know.
 _ZIP_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile)
@@ -55,20 +57,37 @@ class FileSpec(msgspec.Struct, frozen=True):
 class OptimizerSpec(msgspec.Struct, frozen=True):
     """The optimiser compiled into train.onnx; each slot is one state tensor per parameter."""
 
-    kind: Literal["sgd", "momentum"]
-    momentum: float = 0.0
+    kind: Literal["sgd", "momentum", "adam", "adamw"]
+    momentum: float = 0.0  # beta 1 of Adam
+    weight_decay: float = 0.0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it is of Adam's kind, which counts its steps."""
+        return self.kind in ("adam", "adamw")
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Names of the per-parameter state tensors, zero at the start."""
+        """Names of the state tensors that each parameter has."""
+        if self.adaptive:
+            return ("m", "v")
         return ("momentum",) if self.kind == "momentum" else ()
+
+    def state(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each state tensor, in the graph's order; all float32, zero at the start.
+
+        `parameters` gives the shape of each trainable tensor.
+        """
+        slots = {f"{name}@{slot}": shape for slot in self.slots for name, shape in parameters.items()}
+        return {**slots, STEPS_TAKEN: ()} if self.adaptive else slots
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is, and the fixed names of its graphs' inputs and outputs.
 
-    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <param>@<slot>…
-                outputs loss (scalar), <param>@next…, <param>@<slot>@next…
+    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <state>…
+                outputs loss (scalar), <param>@next…, <state>@next…
+                <state> is what OptimizerSpec.state names
     eval.onnx   inputs x, y, <param>…; outputs loss (scalar, mean), correct (scalar int64)
     infer.onnx  inputs x, <param>…; output logits
     """

@@ -50,7 +50,7 @@ class TrainingSession:
         manifest = self.bundle.manifest
         self._names = tuple(t.name for t in manifest.tensors)
         self._shapes = {t.name: t.shape for t in manifest.tensors}
-        self._slots = tuple(f"{n}@{s}" for s in manifest.optimizer.slots for n in self._names)
+        self._slots = manifest.optimizer.state(self._shapes)
         self._state_names = (*self._names, *self._slots)
         self._outputs = ["loss", *(f"{n}@next" for n in self._state_names)]
         self._state: dict[str, ort.OrtValue] = {}
@@ -80,9 +80,8 @@ class TrainingSession:
 
     def reset_optimizer(self) -> None:
         """Set the optimiser state to zero."""
-        for slot in self._slots:
-            zeros = np.zeros(self._shapes[slot.rsplit("@", 1)[0]], dtype=np.float32)
-            self._state[slot] = ort.OrtValue.ortvalue_from_numpy(zeros)
+        for slot, shape in self._slots.items():
+            self._state[slot] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
 
     def step(self, x: Floats, y: Labels, learning_rate: float) -> float:
         """One optimiser step on a mini-batch; returns the mean loss before it.

@@ -74,13 +74,13 @@ def bundle() -> None:
 )
 @click.option("--name", default="", help="Name of the model; the graph's own name by default.")
 @click.option("--loss", type=click.Choice(["cross_entropy"]), default="cross_entropy", show_default=True)
-@click.option("--optimizer", type=click.Choice(["momentum", "sgd"]), default="momentum", show_default=True)
-@click.option(
-    "--momentum", type=float, default=0.9, show_default=True, help="Decay of the momentum optimiser."
-)
-@click.option(
-    "--learning-rate", type=float, default=0.05, show_default=True, help="Default step size of a job."
-)
+@click.option("--optimizer", type=click.Choice(["momentum", "sgd", "adam", "adamw"]),
+              default="momentum", show_default=True)  # fmt: skip
+@click.option("--momentum", type=float, default=0.9, show_default=True,
+              help="Decay of the averaged gradient; beta 1 of adam and adamw.")  # fmt: skip
+@click.option("--weight-decay", type=float, help="Of adamw, not on biases.  [default: 0.01]")
+@click.option("--learning-rate", type=float,
+              help="Default step size of a job.  [default: 0.05; 0.001 for adam and adamw]")  # fmt: skip
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Default mini-batch of a job.")
 @click.option("--trainable", multiple=True, default=("*",), show_default=True,
               help="Glob over tensor names to train; repeatable. The rest is frozen.")  # fmt: skip

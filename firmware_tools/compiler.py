@@ -20,6 +20,7 @@ from firmware_tools import bundle
 from firmware_tools.autodiff import SETTINGS, Graph, count_correct, cross_entropy, differentiate
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Array, Shape, shapes_of, value_info
 from firmware_tools.errors import CompileError, ModelError, OptionError
+from firmware_tools.optimizer import LEARNING_RATES, Kind, append_update, specify
 from firmware_tools.prepare import Network, prepare
 from firmware_tools.quantize import fake_quantize, weight_axis
 
@@ -54,9 +55,10 @@ def compile_training(
     *,
     name: str = "",
     loss: Literal["cross_entropy"] = "cross_entropy",
-    optimizer: Literal["momentum", "sgd"] = "momentum",
+    optimizer: Kind = "momentum",
     momentum: float = 0.9,
-    learning_rate: float = 0.05,
+    weight_decay: float | None = None,
+    learning_rate: float | None = None,
     trainable: Sequence[str] = ("*",),
     quantize: Quantize = "int8-weights",
     batch_size: int = 32,
@@ -69,18 +71,14 @@ def compile_training(
     `model` maps one float32 input [N, …] to logits float32 [N, classes]; a closing Softmax is stripped.
     `trainable` are globs over initializer names; the others are frozen and cost no gradient. `normalize` is
     (mean, std), each with one value per channel (axis 0 of a sample), compiled into all graphs. `axes` names
-    the axes of a sample for error messages. The momentum update is v' = m v + g, w' = w - lr v'.
+    the axes of a sample for error messages. `momentum` and `weight_decay` are explained at optimizer.specify;
+    without a `learning_rate` the bundle suggests the optimiser's usual one.
 
     Raises CompileError: ModelError, OptionError or NotDifferentiable.
     """
-    _check_options(
-        loss=loss,
-        optimizer=optimizer,
-        momentum=momentum,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        quantize=quantize,
-    )
+    spec = specify(optimizer, momentum=momentum, weight_decay=weight_decay)
+    rate = LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
+    _check_options(loss=loss, learning_rate=rate, batch_size=batch_size, quantize=quantize)
     network = prepare(model)
     if axes and len(axes) != len(network.sample_shape):
         raise OptionError(f"{len(axes)} axis names for samples of shape {list(network.sample_shape)}")
@@ -90,7 +88,6 @@ def compile_training(
     inputs |= {k: tuple(v.shape) for k, v in parameters.items()}
     shapes = shapes_of(forward, inputs, ["logits"])
     classes = _classes(shapes, n_classes)
-    spec = OptimizerSpec(optimizer, momentum if optimizer == "momentum" else 0.0)
     tensors, keyframe = _initial(parameters)
     members = {
         TRAIN: _serialized(_train_graph(forward, shapes, tuple(parameters), classes, spec)),
@@ -105,7 +102,7 @@ def compile_training(
         data=DataSchema(network.sample_shape, classes, tuple(axes)),
         loss=loss,
         optimizer=spec,
-        learning_rate=learning_rate,
+        learning_rate=rate,
         batch_size=batch_size,
         quantize=quantize,
         opset=network.opset,
@@ -114,17 +111,11 @@ def compile_training(
     return CompiledBundle(manifest, members, network.notes)
 
 
-def _check_options(
-    *, loss: str, optimizer: str, momentum: float, learning_rate: float, batch_size: int, quantize: str
-) -> None:
+def _check_options(*, loss: str, learning_rate: float, batch_size: int, quantize: str) -> None:
     if loss != "cross_entropy":
         raise OptionError(f"loss {loss!r} is not known; known: cross_entropy")
-    if optimizer not in ("momentum", "sgd"):
-        raise OptionError(f"optimizer {optimizer!r} is not known; known: momentum, sgd")
     if quantize not in ("int8-weights", "none"):
         raise OptionError(f"quantize {quantize!r} is not known; known: int8-weights, none")
-    if not 0.0 <= momentum < 1.0:
-        raise OptionError(f"momentum {momentum} is not in [0, 1)")
     if not 0.0 < learning_rate < np.inf:
         raise OptionError(f"learning rate {learning_rate} is not a positive number")
     if batch_size < 1:
@@ -226,25 +217,20 @@ def _train_graph(
     seed = cross_entropy(graph, "logits", "y", classes, loss="loss")
     # Only the model's own nodes are walked: the loss has already given its gradient.
     gradients = differentiate(graph, shapes, "logits", seed, parameters)
+    for parameter in parameters:
+        if parameter not in gradients:
+            raise OptionError(f"trainable tensor {parameter!r} has no differentiable influence on the logits")
+    append_update(graph, spec, shapes, gradients)
+    own = {p: shapes[p] for p in parameters}
+    state = {**own, **spec.state(own)}
     inputs = [
         value_info("x", FLOAT, shapes["x"]),
         value_info("y", INT64, (DYNAMIC,)),
         value_info("learning_rate", FLOAT, ()),
-        *(value_info(p, FLOAT, shapes[p]) for p in parameters),
-        *(value_info(f"{p}@{s}", FLOAT, shapes[p]) for s in spec.slots for p in parameters),
+        *(value_info(name, FLOAT, shape) for name, shape in state.items()),
     ]
     outputs = [value_info("loss", FLOAT, ())]
-    for parameter in parameters:
-        if parameter not in gradients:
-            raise OptionError(f"trainable tensor {parameter!r} has no differentiable influence on the logits")
-        step = gradients[parameter]
-        if spec.kind == "momentum":
-            kept = graph.add("Mul", f"{parameter}@momentum", graph.scalar(spec.momentum))
-            step = graph.add("Add", kept, step, output=f"{parameter}@momentum@next")
-        scaled = graph.add("Mul", step, "learning_rate")
-        graph.add("Sub", parameter, scaled, output=f"{parameter}@next")
-    outputs += [value_info(f"{p}@next", FLOAT, shapes[p]) for p in parameters]
-    outputs += [value_info(f"{p}@{s}@next", FLOAT, shapes[p]) for s in spec.slots for p in parameters]
+    outputs += [value_info(f"{name}@next", FLOAT, shape) for name, shape in state.items()]
     return graph.model("train", inputs, outputs)
 
 
