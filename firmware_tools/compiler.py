@@ -131,7 +131,7 @@ def _select(network: Network, patterns: Sequence[str]) -> dict[str, Array]:
         name
         for node in network.nodes
         for i, name in enumerate(node.input)
-        if name in network.constants and i not in SETTINGS.get(node.op_type, ())
+        if name in network.parameters and i not in SETTINGS.get(node.op_type, ())
     )
     values = {n: network.constants[n] for n in order}
     candidates = {n: v for n, v in values.items() if v.dtype == np.float32 and v.ndim and v.size}

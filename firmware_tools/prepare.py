@@ -1,7 +1,8 @@
 """Turns any inference model that fits into the plain form the compiler works on.
 
-Functions are inlined, Constant nodes become constants, a closing Softmax is stripped, Dropout becomes Identity,
-BatchNormalization is frozen, the opset is brought into range, and the one input and output are called `x` and `logits`.
+Functions are inlined, Constant nodes become constants, shape arithmetic is folded, a closing Softmax is stripped,
+Dropout becomes Identity, BatchNormalization is frozen, the opset is brought into range, and the one input and
+output are called `x` and `logits`.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from onnx.inliner import inline_local_functions
 
 from firmware_tools.autodiff.graph import needed
 from firmware_tools.errors import ModelError
+from firmware_tools.folding import fold_shapes
 from firmware_tools.rewrite import pool_before_relu
 
 OPSET_MIN = 18  # reductions take their axes as an input from here on; older models are converted up
@@ -30,13 +32,15 @@ Array = npt.NDArray[np.generic]
 class Network:
     """A checked model: float32 input `x` [batch, *sample_shape] to output `logits`.
 
-    `constants` maps initializer names to values. `notes` says what was changed on the way, for the person
+    `constants` maps initializer names to values; those in `parameters` may be trained, the others are literals
+    of the model's Constant nodes and folded shapes. `notes` says what was changed on the way, for the person
     who called the compiler.
     """
 
     name: str
     nodes: tuple[NodeProto, ...]
     constants: dict[str, Array]
+    parameters: frozenset[str]
     sample_shape: tuple[int, ...]
     opset: int
     notes: tuple[str, ...]
@@ -65,9 +69,13 @@ def prepare(model: onnx.ModelProto | str | Path) -> Network:
         raise ModelError(f"output {target!r} does not depend on input {source!r}")
     rename = _renaming(source, target, nodes, constants)
     _rename(nodes, rename)
+    opset = loaded.opset_import[0].version
+    renamed = {rename(k): v for k, v in constants.items()}
+    nodes = needed(fold_shapes(nodes, renamed, shape, opset), ["logits"])
     used = {name for node in nodes for name in node.input}
-    kept = {rename(k): v for k, v in constants.items() if rename(k) in used}
-    return Network(graph.name or "model", tuple(nodes), kept, shape, loaded.opset_import[0].version, notes)
+    kept = {k: v for k, v in renamed.items() if k in used}
+    parameters = frozenset(rename(t.name) for t in graph.initializer)
+    return Network(graph.name or "model", tuple(nodes), kept, parameters, shape, opset, notes)
 
 
 def _loaded(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:

@@ -191,3 +191,9 @@ def cast(call: Call) -> Gradients:
     if call.attribute("to", FLOAT) != FLOAT:
         raise call.refused("only float32 values are trained")
     return [call.dy]
+
+
+@gradient("CastLike", settings=(1,))
+def cast_like(call: Call) -> Gradients:
+    """Pass the gradient on, as of a Cast to float32."""
+    return [call.dy]

@@ -89,6 +89,7 @@ CASES = [
     case("where", "Where", (B, 4), (B, 4), first=(np.array([True, False, True, True]),)),
     case("where-broadcast", "Where", (4,), (B, 1, 1), first=(np.array([[True], [False]]),)),
     case("cast", "Cast", (B, 4), to=1),
+    case("cast-like", "CastLike", (B, 4), constants=(np.array(1, F),)),
     case("leaky-relu", "LeakyRelu", (B, 7), alpha=0.3),
     case("leaky-relu-default", "LeakyRelu", (B, 7)),
     case("prelu-channel", "PRelu", (B, 3, 7), (3, 1)),

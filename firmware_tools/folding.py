@@ -1,0 +1,113 @@
+"""Folds what exporters compute from shapes: with a known sample shape, all of it depends on the batch size alone.
+
+The values are not reasoned about but observed: ONNX Runtime runs the model at three batch sizes. What stays the
+same becomes a constant; what grows linearly becomes one product and sum of the batch size, which onnx's shape
+inference understands.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import NodeProto, TensorProto, helper
+
+from firmware_tools.autodiff.graph import Array, Graph, value_info
+from firmware_tools.errors import ModelError
+
+BATCHES = (2, 3, 5)
+_KINDS = (TensorProto.INT64, TensorProto.INT32)
+
+Ints = npt.NDArray[np.int64]
+
+
+def fold_shapes(
+    nodes: Sequence[NodeProto], constants: dict[str, Array], sample_shape: tuple[int, ...], opset: int
+) -> list[NodeProto]:
+    """The nodes with shape arithmetic replaced; constants are added to `constants`.
+
+    `x` is the name of the model's input. Raises ModelError when the model does not run at several batch sizes.
+    """
+    graph = Graph(opset)
+    graph.nodes, graph.constants = list(nodes), dict(constants)
+    arithmetic = _arithmetic(nodes, constants)
+    read = {name for n in nodes if n.output[0] not in arithmetic for name in n.input if name in arithmetic}
+    seen = _observed(graph, sorted(read), sample_shape)
+    front: list[NodeProto] = []
+    for name, values in seen.items():
+        per_sample = values[1] - values[0]
+        fixed = values[0] - BATCHES[0] * per_sample
+        if not per_sample.any():
+            constants[name] = values[0]
+        elif (fixed + BATCHES[2] * per_sample == values[2]).all() and values[0].ndim <= 1:
+            front += _linear(name, per_sample, fixed, constants)
+    replaced = seen.keys() & (constants.keys() | {n.output[0] for n in front})
+    rest = [n for n in nodes if not replaced.intersection(n.output)]
+    for node in rest:
+        if node.op_type == "Reshape" and node.input[1] in replaced:
+            _free_batch(node, seen[node.input[1]], constants)
+    return front + rest
+
+
+def _arithmetic(nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> set[str]:
+    """First outputs of the nodes that compute with shapes and integers only."""
+    known = {name for name, value in constants.items() if value.dtype.kind in "iub"} | {""}
+    found = set()
+    for node in nodes:
+        if node.op_type in ("Shape", "Size") or (node.input and known.issuperset(node.input)):
+            found.add(node.output[0])
+            known.update(node.output)
+    return found
+
+
+def _observed(graph: Graph, names: Sequence[str], sample: tuple[int, ...]) -> dict[str, list[Ints]]:
+    """The values of integer tensors at each of the batch sizes."""
+    source = [value_info("x", TensorProto.FLOAT, [-1, *sample])]
+    model = graph.model("shapes", source, [helper.make_empty_tensor_value_info(n) for n in names])
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    kinds = {
+        v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.output, *inferred.graph.value_info)
+    }
+    wanted = [n for n in names if kinds.get(n) in _KINDS]
+    if not wanted:
+        return {}
+    model = graph.model("shapes", source, [helper.make_tensor_value_info(n, kinds[n], None) for n in wanted])
+    runs = []
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for batch in BATCHES:
+        try:
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            feeds = {i.name: np.zeros((batch, *sample), np.float32) for i in session.get_inputs()}
+            runs.append(session.run(wanted, feeds))
+        except Exception as error:  # the runtime's errors have no common base
+            raise ModelError(f"shapes do not fit at a batch of {batch} samples: {error}") from error
+    return {name: [np.asarray(run[i]) for run in runs] for i, name in enumerate(wanted)}
+
+
+def _linear(name: str, per_sample: Ints, fixed: Ints, constants: dict[str, Array]) -> list[NodeProto]:
+    """Nodes that compute batch * per_sample + fixed as `name`."""
+    constants |= {f"{name}%per_sample": per_sample, f"{name}%fixed": fixed}
+    batch = f"{name}%batch"
+    nodes = [helper.make_node("Shape", ["x"], [batch], start=0, end=1)]
+    if per_sample.ndim == 0:
+        nodes.append(helper.make_node("Squeeze", [batch], [f"{name}%scalar"]))
+        batch = f"{name}%scalar"
+    if per_sample.dtype != np.int64:
+        nodes.append(helper.make_node("Cast", [batch], [f"{name}%cast"], to=TensorProto.INT32))
+        batch = f"{name}%cast"
+    nodes.append(helper.make_node("Mul", [batch, f"{name}%per_sample"], [f"{name}%scaled"]))
+    nodes.append(helper.make_node("Add", [f"{name}%scaled", f"{name}%fixed"], [name]))
+    return nodes
+
+
+def _free_batch(node: NodeProto, values: Sequence[Ints], constants: dict[str, Array]) -> None:
+    """Give a Reshape a constant target, with -1 for the one extent that follows the batch."""
+    follows = values[0] != values[1]
+    if follows.sum() == 1 and not (values[0] <= 0).any():
+        name = f"{node.input[1]}%target"
+        constants[name] = np.where(follows, -1, values[0])
+        node.input[1] = name

@@ -1,0 +1,146 @@
+"""Whole PyTorch models through both exporters against PyTorch's own training; skipped where torch is absent."""
+
+import io
+
+import numpy as np
+import onnx
+import pytest
+
+from edge_client.training import TrainingSession
+from firmware_tools import compile_training
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BATCH, STEPS, RATE = 6, 20, 0.05
+CLASSES = 4
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer over [batch, time, 3], and a dense layer on its last state."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        width = layer.hidden_size * (2 if layer.bidirectional else 1)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        states, _ = self.layer(x)
+        return self.head(states[:, -1])
+
+
+class Encoder(nn.Module):
+    """One transformer encoder layer of single-head attention over [batch, 5, 8], averaged over time."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.mix = (nn.Linear(8, 8) for _ in range(4))
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.wide, self.narrow, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        scores = self.query(x) @ self.key(x).transpose(1, 2) / 8**0.5
+        x = self.first(x + self.mix(torch.softmax(scores, dim=-1) @ self.value(x)))
+        x = self.second(x + self.narrow(nn.functional.gelu(self.wide(x))))
+        return self.head(x.mean(dim=1))
+
+
+class Autoencoder(nn.Module):
+    """Convolutions down and up again, and logits from the reconstruction."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1, output_padding=1)
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, x):
+        code = nn.functional.leaky_relu(self.down(x))
+        return self.head(torch.tanh(self.up(code)).flatten(1))
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6), nn.SiLU(), nn.Flatten(), nn.Linear(24, CLASSES),
+    )  # fmt: skip
+
+
+def depthwise():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, (4, 3), stride=2, padding=1), nn.BatchNorm2d(6), nn.Hardswish(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.ReLU6(),
+        nn.Conv2d(6, 8, 1), nn.PReLU(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
+MODELS = {
+    "cnn": (convolutional, (1, 8, 8)),
+    "ds-cnn": (depthwise, (1, 8, 8)),
+    "gru": (lambda: Recurrent(nn.GRU(3, 5, batch_first=True)), (6, 3)),
+    "lstm": (lambda: Recurrent(nn.LSTM(3, 5, batch_first=True)), (6, 3)),
+    "gru-both-ways": (lambda: Recurrent(nn.GRU(3, 4, batch_first=True, bidirectional=True)), (5, 3)),
+    "encoder": (Encoder, (5, 8)),
+    "autoencoder": (Autoencoder, (1, 8, 8)),
+}
+
+
+def exported(module, shape, *, dynamo):
+    """The module with a dynamic batch, and with its BatchNorm, which exporters else fold into convolutions."""
+    x = torch.randn(2, *shape)
+    if dynamo:
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.onnx.export(
+            module, (x,), dynamo=True, dynamic_shapes=({0: batch},), optimize=False, verbose=False
+        )
+        return program.model_proto
+    file = io.BytesIO()
+    torch.onnx.export(
+        module, (x,), file, dynamo=False, opset_version=18, dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+        input_names=["x"], output_names=["y"], training=torch.onnx.TrainingMode.PRESERVE,
+    )  # fmt: skip
+    return onnx.load_from_string(file.getvalue())
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", MODELS)
+def test_twenty_steps_equal_pytorch(tmp_path, name, dynamo):
+    """Losses and parameters of twenty SGD steps agree with PyTorch's autograd to 1e-4 of their norm."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    build, shape = MODELS[name]
+    module = build().eval()
+    for parameter in module.parameters():  # exporters merge tensors of equal values
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.2, 0.2)
+            part.running_var.uniform_(0.5, 1.5)
+    model = exported(module, shape, dynamo=dynamo)
+    session = TrainingSession(
+        compile_training(model, optimizer="sgd", quantize="none").save(tmp_path / "net.bundle")
+    )
+    exact = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    session.load({key: exact.get(key, value) for key, value in session.params.items()})
+    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+    x, y = torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))
+    ours, theirs = [], []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(x), y)
+        loss.backward()
+        optimizer.step()
+        theirs.append(loss.item())
+        ours.append(session.step(x.numpy(), y.numpy(), RATE))
+
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    compared = 0
+    for key, value in module.state_dict().items():
+        if key in session.params and tuple(value.shape) == session.params[key].shape:
+            error = np.linalg.norm(session.params[key] - value.numpy()) / np.linalg.norm(value.numpy())
+            assert error < 1e-4, key
+            compared += 1
+    assert compared >= 2
