@@ -179,3 +179,23 @@ def check(spec, seed=7):
         have = np.array([float((value * d).sum(dtype=np.float64)) for d in directions])
         scale = max(1.0, float(np.abs(want).max()))
         np.testing.assert_allclose(have, want, atol=TOLERANCE * scale, rtol=0)
+
+
+def check_alone(spec):
+    """Assert that the gradient of one input is the same when the others are frozen, which then get none."""
+    rng = np.random.default_rng(5)
+    graph, shapes = forward_of(spec)
+    inferred = shapes_of(graph, shapes, ["out"])
+    feeds = {name: np.asarray(rng.uniform(0.5, 2.0, concrete(s))) for name, s in shapes.items()}
+    feeds["seed"] = rng.standard_normal(run(graph, feeds, inferred, ["out"])[0].shape)
+    kinds = inferred | {"seed": inferred["out"]}
+
+    def gradients(wanted):
+        backward = graph.copy()
+        found = differentiate(backward, inferred, "out", "seed", wanted)
+        assert list(found) == wanted
+        named = {name: backward.add("Identity", g) for name, g in found.items()}
+        return run(backward, feeds, kinds | {g: shapes[n] for n, g in named.items()}, list(named.values()))
+
+    for name, together in zip(shapes, gradients(list(shapes)), strict=True):
+        np.testing.assert_allclose(gradients([name])[0], together, atol=1e-5)

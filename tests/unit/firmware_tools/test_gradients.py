@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from firmware_test_cases import CASES
-from firmware_test_derivatives import EPSILON, B, check, run
+from firmware_test_derivatives import EPSILON, B, check, check_alone, run
 from onnx import TensorProto
 
 from firmware_tools.autodiff import Graph, cross_entropy, differentiate, supported, table
@@ -18,6 +18,12 @@ from firmware_tools.errors import NotDifferentiable
 def test_gradient_agrees_with_finite_differences(spec):
     """The gradient of each input equals the slope of the forward operator in random directions."""
     check(spec)
+
+
+@pytest.mark.parametrize("spec", [c for c in CASES if len(c.shapes) > 1], ids=lambda spec: spec.name)
+def test_frozen_operands_get_no_gradient(spec):
+    """With all operands but one frozen, that one's gradient is unchanged and no other is built."""
+    check_alone(spec)
 
 
 def test_every_rule_is_in_the_table():
