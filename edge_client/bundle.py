@@ -60,6 +60,8 @@ class OptimizerSpec(msgspec.Struct, frozen=True):
     kind: Literal["sgd", "momentum", "adam", "adamw"]
     momentum: float = 0.0  # beta 1 of Adam
     weight_decay: float = 0.0
+    proximal: float = 0.0  # mu of FedProx; with 0 there are no `<param>@base`
+    clip_norm: float = 0.0  # largest L2 norm of all gradients together; 0 for none
 
     @property
     def adaptive(self) -> bool:
@@ -81,13 +83,17 @@ class OptimizerSpec(msgspec.Struct, frozen=True):
         slots = {f"{name}@{slot}": shape for slot in self.slots for name, shape in parameters.items()}
         return {**slots, STEPS_TAKEN: ()} if self.adaptive else slots
 
+    def base(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the inputs that hold the parameters as they were when training began."""
+        return {f"{name}@base": shape for name, shape in parameters.items()} if self.proximal else {}
+
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is, and the fixed names of its graphs' inputs and outputs.
 
-    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <state>…
+    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <state>…, <base>…
                 outputs loss (scalar), <param>@next…, <state>@next…
-                <state> is what OptimizerSpec.state names
+                <state> and <base> are what OptimizerSpec.state and .base name
     eval.onnx   inputs x, y, <param>…; outputs loss (scalar, mean), correct (scalar int64)
     infer.onnx  inputs x, <param>…; output logits
     """

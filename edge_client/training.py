@@ -51,9 +51,11 @@ class TrainingSession:
         self._names = tuple(t.name for t in manifest.tensors)
         self._shapes = {t.name: t.shape for t in manifest.tensors}
         self._slots = manifest.optimizer.state(self._shapes)
+        self._base_names = tuple(manifest.optimizer.base(self._shapes))
         self._state_names = (*self._names, *self._slots)
         self._outputs = ["loss", *(f"{n}@next" for n in self._state_names)]
         self._state: dict[str, ort.OrtValue] = {}
+        self._base: dict[str, ort.OrtValue] = {}
         self._train = _session(self.bundle, TRAIN, flush_denormals=self._flush)
         self._eval: ort.InferenceSession | None = None
         self.load(initial_params(self.bundle))
@@ -71,12 +73,17 @@ class TrainingSession:
         return peak if sys.platform == "darwin" else peak * 1024
 
     def load(self, params: Mapping[str, Floats]) -> None:
-        """Replace all parameters; the optimiser state stays. Raises ValueError naming a tensor that misfits."""
+        """Replace all parameters; the optimiser state stays. Raises ValueError naming a tensor that misfits.
+
+        A proximal term pulls towards what was loaded last.
+        """
         for name in self._names:
             value = np.ascontiguousarray(params[name], dtype=np.float32)
             if value.shape != self._shapes[name]:
                 raise ValueError(f"{name} has shape {value.shape} instead of {self._shapes[name]}")
             self._state[name] = ort.OrtValue.ortvalue_from_numpy(value.copy())
+        # The runtime never writes into an input, so the base needs no copy.
+        self._base = {n: self._state[n.removesuffix("@base")] for n in self._base_names}
 
     def reset_optimizer(self) -> None:
         """Set the optimiser state to zero."""
@@ -84,7 +91,7 @@ class TrainingSession:
             self._state[slot] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
 
     def step(self, x: Floats, y: Labels, learning_rate: float) -> float:
-        """One optimiser step on a mini-batch; returns the mean loss before it.
+        """One optimiser step on a mini-batch; returns the mean loss before it, without a proximal term.
 
         `x` float32 [n, *shape], `y` int64 [n].
         """
@@ -93,6 +100,7 @@ class TrainingSession:
             "y": ort.OrtValue.ortvalue_from_numpy(y),
             "learning_rate": ort.OrtValue.ortvalue_from_numpy(np.asarray(learning_rate, dtype=np.float32)),
             **self._state,
+            **self._base,
         }
         results = self._train.run_with_ort_values(self._outputs, feeds)
         self._state = dict(zip(self._state_names, results[1:], strict=True))

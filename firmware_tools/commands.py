@@ -15,6 +15,7 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
+    from edge_client.bundle import OptimizerSpec
     from firmware_tools.inspect import Report
 
 P = ParamSpec("P")
@@ -79,6 +80,10 @@ def bundle() -> None:
 @click.option("--momentum", type=float, default=0.9, show_default=True,
               help="Decay of the averaged gradient; beta 1 of adam and adamw.")  # fmt: skip
 @click.option("--weight-decay", type=float, help="Of adamw, not on biases.  [default: 0.01]")
+@click.option("--proximal", type=float, default=0.0, metavar="MU",
+              help="Pull towards the version a device began from (FedProx).  [default: none]")  # fmt: skip
+@click.option("--clip-norm", type=float, default=0.0,
+              help="Largest L2 norm of a step's gradient.  [default: none]")  # fmt: skip
 @click.option("--learning-rate", type=float,
               help="Default step size of a job.  [default: 0.05; 0.001 for adam and adamw]")  # fmt: skip
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Default mini-batch of a job.")
@@ -146,6 +151,12 @@ def inspect_command(path: Path, as_json: bool) -> None:
         _show(path, report)
 
 
+def _settings(optimizer: "OptimizerSpec") -> str:
+    """The optimiser's kind and what is not zero of its settings."""
+    settings = {k: v for k, v in msgspec.structs.asdict(optimizer).items() if k != "kind" and v}
+    return ", ".join([optimizer.kind, *(f"{k.replace('_', ' ')} {v:g}" for k, v in settings.items())])
+
+
 def _show(path: Path, report: "Report") -> None:
     from rich.console import Console  # noqa: PLC0415 - only this view needs it
     from rich.table import Table  # noqa: PLC0415
@@ -157,7 +168,7 @@ def _show(path: Path, report: "Report") -> None:
         f"samples {list(manifest.data.shape)}{axes}, {manifest.data.n_classes} classes, opset {manifest.opset}"
     )
     console.print(
-        f"{manifest.loss}, {manifest.optimizer.kind} {manifest.optimizer.momentum:g}, learning rate "
+        f"{manifest.loss}, {_settings(manifest.optimizer)}, learning rate "
         f"{manifest.learning_rate:g}, batch {manifest.batch_size}, quantize {manifest.quantize}"
     )
     tensors = Table("tensor", "shape", "values", "step", title=f"{report.parameters:,} parameters")

@@ -58,6 +58,8 @@ def compile_training(
     optimizer: Kind = "momentum",
     momentum: float = 0.9,
     weight_decay: float | None = None,
+    proximal: float = 0.0,
+    clip_norm: float = 0.0,
     learning_rate: float | None = None,
     trainable: Sequence[str] = ("*",),
     quantize: Quantize = "int8-weights",
@@ -71,12 +73,14 @@ def compile_training(
     `model` maps one float32 input [N, …] to logits float32 [N, classes]; a closing Softmax is stripped.
     `trainable` are globs over initializer names; the others are frozen and cost no gradient. `normalize` is
     (mean, std), each with one value per channel (axis 0 of a sample), compiled into all graphs. `axes` names
-    the axes of a sample for error messages. `momentum` and `weight_decay` are explained at optimizer.specify;
-    without a `learning_rate` the bundle suggests the optimiser's usual one.
+    the axes of a sample for error messages. `momentum` to `clip_norm` are explained at optimizer.specify; without
+    a `learning_rate` the bundle suggests the optimiser's usual one.
 
     Raises CompileError: ModelError, OptionError or NotDifferentiable.
     """
-    spec = specify(optimizer, momentum=momentum, weight_decay=weight_decay)
+    spec = specify(
+        optimizer, momentum=momentum, weight_decay=weight_decay, proximal=proximal, clip_norm=clip_norm
+    )
     rate = LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
     _check_options(loss=loss, learning_rate=rate, batch_size=batch_size, quantize=quantize)
     network = prepare(model)
@@ -227,7 +231,7 @@ def _train_graph(
         value_info("x", FLOAT, shapes["x"]),
         value_info("y", INT64, (DYNAMIC,)),
         value_info("learning_rate", FLOAT, ()),
-        *(value_info(name, FLOAT, shape) for name, shape in state.items()),
+        *(value_info(name, FLOAT, shape) for name, shape in {**state, **spec.base(own)}.items()),
     ]
     outputs = [value_info("loss", FLOAT, ())]
     outputs += [value_info(f"{name}@next", FLOAT, shape) for name, shape in state.items()]

@@ -66,7 +66,7 @@ def _describe(name: str, model: onnx.ModelProto, size: int) -> GraphReport:
 
 
 def _memory(train: onnx.ModelProto, manifest: Manifest) -> MemoryEstimate:
-    """State: each parameter and slot twice (in and out). Activations: shapes inferred at the batch size."""
+    """State: parameters and slots twice (in and out), bases once. Activations: shapes inferred at the batch size."""
     for info in train.graph.input:
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -78,5 +78,5 @@ def _memory(train: onnx.ModelProto, manifest: Manifest) -> MemoryEstimate:
         for dim in info.type.tensor_type.shape.dim:
             size *= dim.dim_value
         total += size
-    copies = 2 * (1 + len(manifest.optimizer.slots))
+    copies = 2 * (1 + len(manifest.optimizer.slots)) + bool(manifest.optimizer.proximal)
     return MemoryEstimate(4 * manifest.parameters * copies, total)

@@ -1,7 +1,9 @@
 """The optimisers a training graph can hold: from gradients to the next parameters and the next state.
 
 `sgd`, `momentum`, `adam` (Kingma & Ba 2015, arXiv:1412.6980 alg. 1) and `adamw` (Loshchilov & Hutter 2019,
-arXiv:1711.05101 alg. 2, the decay scaled by the learning rate as PyTorch does).
+arXiv:1711.05101 alg. 2, the decay scaled by the learning rate as PyTorch does). Before any of them the gradient
+may be pulled towards where training began (FedProx, Li et al. 2020, arXiv:1812.06127 eq. 2) and clipped by its
+global norm (Pascanu et al. 2013, arXiv:1211.5063 alg. 1).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +25,19 @@ WEIGHT_DECAY = 0.01  # of adamw where none is given
 Rule = Callable[[str, str], str]  # (parameter, gradient) to what is subtracted from the parameter
 
 
-def specify(kind: str, *, momentum: float, weight_decay: float | None) -> OptimizerSpec:
+def specify(
+    kind: str,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float | None = None,
+    proximal: float = 0.0,
+    clip_norm: float = 0.0,
+) -> OptimizerSpec:
     """The optimiser of these options; raises OptionError.
 
     `momentum` in [0, 1) is the decay of the averaged gradient: of `momentum`, and beta 1 of Adam. `weight_decay`
-    is for `adamw` alone, None its default.
+    is for `adamw` alone, None its default. `proximal` is the factor mu of the pull towards the base, `clip_norm`
+    the largest norm of the gradient with that pull; 0 leaves either out.
     """
     if kind not in get_args(Kind):
         raise OptionError(f"optimizer {kind!r} is not known; known: {', '.join(get_args(Kind))}")
@@ -36,9 +46,11 @@ def specify(kind: str, *, momentum: float, weight_decay: float | None) -> Optimi
     if weight_decay is not None and kind != "adamw":
         raise OptionError(f"weight decay is adamw's; {kind} has none")
     decay = WEIGHT_DECAY if weight_decay is None and kind == "adamw" else weight_decay or 0.0
-    if not 0.0 <= decay < np.inf:
-        raise OptionError(f"weight decay {decay} is not a number of 0 or more")
-    return OptimizerSpec(kind, momentum if kind != "sgd" else 0.0, decay)  # type: ignore[arg-type]  # checked
+    for name, value in {"weight decay": decay, "proximal": proximal, "clip norm": clip_norm}.items():
+        if not 0.0 <= value < np.inf:
+            raise OptionError(f"{name} {value} is not a number of 0 or more")
+    beta = 0.0 if kind == "sgd" else momentum
+    return OptimizerSpec(kind, beta, decay, proximal, clip_norm)  # type: ignore[arg-type]  # kind is checked
 
 
 def append_update(
@@ -46,8 +58,25 @@ def append_update(
 ) -> None:
     """Append `<param>@next` for each gradient, and `<state>@next` for each state tensor of the optimiser."""
     change = _adam(graph, spec, shapes) if spec.adaptive else _descent(graph, spec)
+    if spec.proximal:
+        gradients = {p: _pulled(graph, p, g, spec.proximal) for p, g in gradients.items()}
+    if spec.clip_norm:
+        gradients = _clipped(graph, gradients, spec.clip_norm)
     for parameter, gradient in gradients.items():
         graph.add("Sub", parameter, change(parameter, gradient), output=f"{parameter}@next")
+
+
+def _pulled(graph: Graph, parameter: str, gradient: str, mu: float) -> str:
+    drift = graph.add("Sub", parameter, f"{parameter}@base")
+    return graph.add("Add", gradient, graph.add("Mul", drift, graph.scalar(mu)))
+
+
+def _clipped(graph: Graph, gradients: Mapping[str, str], norm_max: float) -> dict[str, str]:
+    squares = [graph.add("ReduceSumSquare", g, keepdims=0) for g in gradients.values()]
+    norm = graph.add("Sqrt", graph.add("Sum", *squares))
+    limit = graph.scalar(norm_max)
+    factor = graph.add("Div", limit, graph.add("Max", norm, limit))
+    return {p: graph.add("Mul", g, factor) for p, g in gradients.items()}
 
 
 def _descent(graph: Graph, spec: OptimizerSpec) -> Rule:

@@ -291,6 +291,8 @@ def test_unfit_models_are_refused(models, index):
         ({"optimizer": "lion"}, "lion"),
         ({"weight_decay": 0.1}, "weight decay is adamw's"),
         ({"optimizer": "adamw", "weight_decay": -1.0}, "weight decay -1"),
+        ({"proximal": -0.1}, "proximal -0.1"),
+        ({"clip_norm": float("nan")}, "clip norm nan"),
         ({"loss": "mse"}, "mse"),
         ({"quantize": "int4"}, "int4"),
     ],

@@ -96,3 +96,47 @@ def test_resetting_adam_forgets_its_moments_and_its_count(linear, task, tmp_path
 def test_each_optimiser_suggests_its_usual_learning_rate(linear, optimizer, rate):
     """A bundle that was built without a learning rate suggests one that suits its optimiser."""
     assert compile_training(linear, quantize="none", optimizer=optimizer).manifest.learning_rate == rate
+
+
+def norm(gradients):
+    return np.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+
+
+def test_the_proximal_term_pulls_towards_what_was_loaded(linear, task, tmp_path):
+    """Each step's gradient gets mu (w - base), and the base is what was loaded last, not the bundle's version 0."""
+    session = opened(linear, tmp_path, optimizer="sgd", proximal=0.7)
+    base = {k: v + np.float32(0.25) for k, v in session.params.items()}
+    session.load(base)
+    expected = {k: v.astype(np.float64) for k, v in base.items()}
+    for x, y in zip(*task, strict=True):
+        session.step(x, y, RATE)
+        found = gradient(expected, x, y)
+        expected = {k: w - RATE * (found[k] + 0.7 * (w - base[k])) for k, w in expected.items()}
+
+    assert_close(session.params, expected)
+
+
+def test_the_gradient_is_clipped_by_its_global_norm(linear, task, tmp_path):
+    """A gradient over the limit is scaled to it, all tensors alike; one below passes unchanged."""
+    session = opened(linear, tmp_path, optimizer="sgd", clip_norm=2.4)
+    expected = {k: v.astype(np.float64) for k, v in session.params.items()}
+    norms = []
+    for x, y in zip(*task, strict=True):
+        session.step(x, y, RATE)
+        found = gradient(expected, x, y)
+        norms.append(norm(found))
+        expected = {k: w - RATE * min(1, 2.4 / norms[-1]) * found[k] for k, w in expected.items()}
+
+    assert min(norms) < 2.4 < max(norms)
+    assert_close(session.params, expected)
+
+
+def test_clipping_comes_after_the_proximal_term(linear, task, tmp_path):
+    """However far the base is, no step is longer than the learning rate times the limit."""
+    session = opened(linear, tmp_path, optimizer="sgd", clip_norm=0.01, proximal=100.0)
+    before = session.params
+    for x, y in zip(*task, strict=True):
+        session.step(x, y, RATE)
+        moved = {k: v - before[k] for k, v in session.params.items()}
+        assert norm(moved) <= RATE * 0.01 * 1.001
+        before = session.params
