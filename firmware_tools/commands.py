@@ -122,11 +122,12 @@ def build(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     manifest, size = compiled.manifest, out.stat().st_size
     if as_json:
         facts = {"bundle": str(out), "name": manifest.name, "parameters": manifest.parameters, "bytes": size}
-        click.echo(json.dumps(facts | {"tensors": len(manifest.tensors)}))
+        facts |= {"tensors": len(manifest.tensors), "pruning": msgspec.to_builtins(compiled.pruning)}
+        click.echo(json.dumps(facts))
         return
     click.echo(
         f"{out}: {manifest.name}, {manifest.parameters:,} parameters in {len(manifest.tensors)} tensors, "
-        f"{size:,} B"
+        f"{size:,} B\n{compiled.pruning}"
     )
 
 
@@ -189,3 +190,5 @@ def _show(path: Path, report: "Report") -> None:
         f"memory of a step of {manifest.batch_size}: state {memory.state_bytes / 1e6:.1f} MB, activations at most "
         f"{memory.activations_bytes / 1e6:.1f} MB, beside about 70 MB for Python and the runtime"
     )
+    if report.pruning:
+        console.print(str(report.pruning), highlight=False)

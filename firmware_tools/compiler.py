@@ -22,6 +22,7 @@ from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Array, Shape, s
 from firmware_tools.errors import CompileError, ModelError, OptionError
 from firmware_tools.optimizer import LEARNING_RATES, Kind, append_update, specify
 from firmware_tools.prepare import Network, prepare
+from firmware_tools.pruning import Pruning, attach, measure
 from firmware_tools.quantize import fake_quantize, weight_axis
 
 GRID_BITS = (
@@ -34,10 +35,11 @@ Normalize = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class CompiledBundle:
-    """A bundle in memory. `notes` tells what the compiler changed in the model."""
+    """A bundle in memory. `pruning` tells what freezing saved, `notes` what the compiler changed in the model."""
 
     manifest: Manifest
     members: Mapping[str, bytes]
+    pruning: Pruning
     notes: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -84,17 +86,19 @@ def compile_training(
     rate = LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
     _check_options(loss=loss, learning_rate=rate, batch_size=batch_size, quantize=quantize)
     network = prepare(model)
-    if axes and len(axes) != len(network.sample_shape):
-        raise OptionError(f"{len(axes)} axis names for samples of shape {list(network.sample_shape)}")
-    parameters = _select(network, trainable)
+    candidates = _candidates(network)
+    parameters = _select(candidates, trainable)
     forward = _forward(network, parameters, quantize, normalize)
     inputs: dict[str, Shape] = {"x": (DYNAMIC, *network.sample_shape)}
     inputs |= {k: tuple(v.shape) for k, v in parameters.items()}
     shapes = shapes_of(forward, inputs, ["logits"])
     classes = _classes(shapes, n_classes)
     tensors, keyframe = _initial(parameters)
+    train = _train_graph(forward, shapes, tuple(parameters), classes, spec)
+    pruning = measure(forward, shapes, tuple(parameters), tuple(candidates), batch_size)
+    attach(train, pruning)
     members = {
-        TRAIN: _serialized(_train_graph(forward, shapes, tuple(parameters), classes, spec)),
+        TRAIN: _serialized(train),
         EVAL: _serialized(_eval_graph(forward, inputs, classes)),
         INFER: _serialized(_infer_graph(forward, inputs, classes)),
         PARAMS: keyframe,
@@ -103,7 +107,7 @@ def compile_training(
         format=FORMAT,
         name=name or network.name,
         tensors=tensors,
-        data=DataSchema(network.sample_shape, classes, tuple(axes)),
+        data=_schema(network.sample_shape, classes, axes),
         loss=loss,
         optimizer=spec,
         learning_rate=rate,
@@ -112,7 +116,7 @@ def compile_training(
         opset=network.opset,
         files=bundle.describe(members),
     )
-    return CompiledBundle(manifest, members, network.notes)
+    return CompiledBundle(manifest, members, pruning, network.notes)
 
 
 def _check_options(*, loss: str, learning_rate: float, batch_size: int, quantize: str) -> None:
@@ -126,8 +130,8 @@ def _check_options(*, loss: str, learning_rate: float, batch_size: int, quantize
         raise OptionError(f"batch size {batch_size} is not positive")
 
 
-def _select(network: Network, patterns: Sequence[str]) -> dict[str, Array]:
-    """The float32 tensors of rank >= 1 that match a pattern, in the order in which the model uses them.
+def _candidates(network: Network) -> dict[str, Array]:
+    """The float32 tensors of rank >= 1 that can be trained, in the order in which the model uses them.
 
     Statistics, scales and other settings of an operator are never among them.
     """
@@ -138,7 +142,11 @@ def _select(network: Network, patterns: Sequence[str]) -> dict[str, Array]:
         if name in network.parameters and i not in SETTINGS.get(node.op_type, ())
     )
     values = {n: network.constants[n] for n in order}
-    candidates = {n: v for n, v in values.items() if v.dtype == np.float32 and v.ndim and v.size}
+    return {n: v for n, v in values.items() if v.dtype == np.float32 and v.ndim and v.size}
+
+
+def _select(candidates: Mapping[str, Array], patterns: Sequence[str]) -> dict[str, Array]:
+    """The candidates that match a pattern; each pattern has to match one."""
     for pattern in patterns:
         if not any(fnmatchcase(n, pattern) for n in candidates):
             raise OptionError(
@@ -203,6 +211,12 @@ def _classes(shapes: Mapping[str, Shape], expected: int | None) -> int:
     if expected is not None and shape[1] != expected:
         raise OptionError(f"the model has {shape[1]} logits, but n_classes is {expected}")
     return shape[1]
+
+
+def _schema(sample: Shape, classes: int, axes: Sequence[str]) -> DataSchema:
+    if axes and len(axes) != len(sample):
+        raise OptionError(f"{len(axes)} axis names for samples of shape {list(sample)}")
+    return DataSchema(sample, classes, tuple(axes))
 
 
 def _initial(parameters: Mapping[str, Array]) -> tuple[tuple[TensorSpec, ...], bytes]:

@@ -8,6 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from edge_client.bundle import EVAL, INFER, TRAIN, FileSpec, Manifest, open_bundle
+from firmware_tools import pruning
 from firmware_tools.errors import ToolError
 
 
@@ -32,13 +33,17 @@ class MemoryEstimate(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What `fedfleet bundle inspect` shows; `digests` are SHA-256 in hex."""
+    """What `fedfleet bundle inspect` shows; `digests` are SHA-256 in hex.
+
+    `pruning` is None in a bundle whose training graph does not tell.
+    """
 
     manifest: Manifest
     parameters: int
     graphs: tuple[GraphReport, ...]
     digests: dict[str, FileSpec]
     memory: MemoryEstimate
+    pruning: pruning.Pruning | None
 
 
 def inspect(path: Path) -> Report:
@@ -48,7 +53,14 @@ def inspect(path: Path) -> Report:
     graphs = {name: _load(members[name], path, name) for name in (TRAIN, EVAL, INFER)}
     reports = tuple(_describe(name, model, len(members[name])) for name, model in graphs.items())
     memory = _memory(graphs[TRAIN], bundle.manifest)
-    return Report(bundle.manifest, bundle.manifest.parameters, reports, bundle.manifest.files, memory)
+    return Report(
+        bundle.manifest,
+        bundle.manifest.parameters,
+        reports,
+        bundle.manifest.files,
+        memory,
+        pruning.read(graphs[TRAIN]),
+    )
 
 
 def _load(data: bytes, path: Path, name: str) -> onnx.ModelProto:

@@ -1,0 +1,94 @@
+"""What freezing layers saves: the size of the backward graph beside that of training everything.
+
+An estimate from shapes alone, made once by the compiler and kept in the metadata of train.onnx.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import msgspec
+import onnx
+
+from firmware_tools.autodiff import Graph, differentiate
+from firmware_tools.autodiff.graph import DYNAMIC, Shape, needed
+from firmware_tools.errors import CompileError
+
+METADATA_KEY = "backward"
+_SEED = "logits@gradient"  # stands for what the loss gives
+_VALUE_BYTES = 4  # float32; the rare others are no larger by much
+
+
+class Backward(msgspec.Struct, frozen=True):
+    """The nodes from the gradient of the logits to those of the tensors that are trained.
+
+    `activations_bytes` counts what they read of the forward pass for one batch, which therefore stays in memory
+    until it is read; the batch itself is not counted.
+    """
+
+    nodes: int
+    activations_bytes: int
+
+
+class Pruning(msgspec.Struct, frozen=True):
+    """The backward graph of the chosen tensors, and of all; None when a frozen layer has no gradient."""
+
+    chosen: Backward
+    full: Backward | None
+
+    def __str__(self) -> str:
+        """One line for people."""
+        chosen, full = self.chosen, self.full
+        nodes = f"{chosen.nodes} of {full.nodes} nodes" if full else f"{chosen.nodes} nodes"
+        kept = f"{chosen.activations_bytes / 1e6:.2f}" + (
+            f" of {full.activations_bytes / 1e6:.2f} MB" if full else " MB"
+        )
+        return f"backward graph: {nodes}, keeps {kept} of activations"
+
+
+def measure(
+    forward: Graph, shapes: dict[str, Shape], chosen: Sequence[str], every: Sequence[str], batch_size: int
+) -> Pruning:
+    """Compare training the tensors `chosen` with training `every`; `shapes` are the forward graph's."""
+    mine = _backward(forward, shapes, chosen, batch_size)
+    if set(chosen) == set(every):
+        return Pruning(mine, mine)
+    try:
+        return Pruning(mine, _backward(forward, shapes, every, batch_size))
+    except CompileError:
+        return Pruning(mine, None)
+
+
+def attach(train: onnx.ModelProto, pruning: Pruning) -> None:
+    """Write the figures into the metadata of train.onnx."""
+    onnx.helper.set_model_props(train, {METADATA_KEY: msgspec.json.encode(pruning).decode()})
+
+
+def read(train: onnx.ModelProto) -> Pruning | None:
+    """The figures in the metadata of train.onnx; None when another tool wrote it without."""
+    for entry in train.metadata_props:
+        if entry.key == METADATA_KEY:
+            try:
+                return msgspec.json.decode(entry.value, type=Pruning)
+            except msgspec.DecodeError:
+                return None
+    return None
+
+
+def _backward(forward: Graph, shapes: dict[str, Shape], trained: Sequence[str], batch_size: int) -> Backward:
+    graph = forward.copy()
+    for name in trained:
+        graph.constants.pop(name, None)
+    gradients = differentiate(graph, shapes, "logits", _SEED, trained)
+    nodes = needed(graph.nodes[len(forward.nodes) :], gradients.values())
+    kept = _after_input(forward).intersection(name for node in nodes for name in node.input)
+    values = sum(prod(batch_size if e == DYNAMIC else e for e in shapes.get(name, ())) for name in kept)
+    return Backward(len(nodes), _VALUE_BYTES * values)
+
+
+def _after_input(forward: Graph) -> set[str]:
+    """The tensors computed from the samples: weights that are only quantised are none."""
+    found = {"x"}
+    for node in forward.nodes:
+        if found.intersection(node.input):
+            found.update(node.output)
+    return found - {"x", ""}  # an output that is left out has no name
