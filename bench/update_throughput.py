@@ -182,6 +182,7 @@ def run(options: argparse.Namespace, supervisor: Supervisor, api: Api, frames: F
             f"RSS {before[name][1]:.0f} -> {rss_mb(pid):.0f} MB"
         )
     print(f"  loaders       {sum(r[4] for r in rows) / count * 1e6:6.0f} µs CPU an update")
+    wait_until(lambda: api.health()["bridge"]["accepted"] >= count, FOLD_S)  # written once a second
     bridge = api.health()["bridge"]
     print(
         f"  accepted {bridge['accepted']}, duplicates {bridge['duplicates']}, refused {bridge['rejected']} {rows[0][3]}"
