@@ -23,6 +23,7 @@ from aggregator.supervise import Supervisor, SupervisorError, until_signalled
 from broker_bridge.broker import BrokerError
 
 LOOK_S = 1.0
+LINE_S = 10.0  # between lines where there is no terminal to redraw
 STOPPED = "stopped by a signal"
 STALL_S = 120.0  # no new version for this long: something is broken, and the logs say what
 FAREWELL_S = 15.0  # for the devices to remove the job's workspace and say so
@@ -150,7 +151,7 @@ def _watch(  # noqa: PLR0917 - what is watched, in the order it is made
     unseen: data.Shard,
     signals: list[int],
 ) -> Look:
-    started = moved = time.monotonic()
+    started = moved = line_due = time.monotonic()
     look: Look | None = None
     with Live(console=console, refresh_per_second=4) as live:
         while True:
@@ -158,6 +159,9 @@ def _watch(  # noqa: PLR0917 - what is watched, in the order it is made
             before, look = look, Look.take(api, unseen, look)
             now = time.monotonic()
             live.update(look.table(now - started))
+            if not console.is_terminal and now >= line_due:
+                console.print(look.line(now - started))
+                line_due = now + LINE_S
             if before is None or look.job["updates"] != before.job["updates"]:
                 moved = now
             if look.job["state"] == "ended" and (_workspaces(look) == 0 or now - moved > FAREWELL_S):

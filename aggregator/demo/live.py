@@ -43,13 +43,22 @@ class Look:
             look.unseen_accuracy = accuracy(model, unseen)
         return look
 
+    def line(self, seconds: float) -> str:
+        """The look in one line, for output that is not a terminal."""
+        job, bridge = self.job, self.bridge
+        return (
+            f"{seconds:4.0f} s: version {job['version']}, {100 * self.unseen_accuracy:.1f} % on unseen people, "
+            f"{job['updates']} updates, staleness {job['staleness_mean']:.2f}, "
+            f"{bridge.get('bytes_up', 0):,} B up, {bridge.get('bytes_down', 0):,} B down, {job['training']} training"
+        )
+
     def table(self, seconds: float) -> Table:
         """The look for people."""
         online = sum(device["state"] == "ready" for device in self.devices)
         holdout = self.job["accuracy"]
         shown = Table(title=f"federated training, {seconds:.0f} s", title_justify="left", show_header=False)
         rows = (
-            ("version", f"{self.job['version']} of at most {VERSIONS_MAX}"),
+            ("version", f"{self.job['version']}; the job ends after {VERSIONS_MAX} at the latest"),
             (
                 "accuracy, unseen people",
                 f"{100 * self.unseen_accuracy:.1f} % (version {self.unseen_version})",
