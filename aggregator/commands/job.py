@@ -165,7 +165,7 @@ def summary(found: dict[str, Any]) -> Table:
 
 def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
     """The newest versions as a table."""
-    table = Table("version", "updates", "staleness: updates", "hold-out", "loss", "delta", "key-frame")
+    table = Table("version", "updates", "τ:updates", "hold-out", "loss", "delta", "key-frame")
     for version in versions[-count:]:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
         loss = "" if version["loss"] is None else f"{version['loss']:.4f}"
