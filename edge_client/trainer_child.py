@@ -87,18 +87,8 @@ class Child:
             if isinstance(task, DescribeTask):
                 return self._describe(task)
             return self._train(task)
-        except (TaskError, DataError) as error:
-            return Failed(error.code, str(error))
-        except BundleError as error:
-            return Failed("bad_bundle", str(error))
-        except MemoryError:
-            return Failed("out_of_memory", "the trainer's memory limit is too small for this job")
         except Exception as error:  # noqa: BLE001 - reported to the daemon; the child must go on
-            if any(text in str(error) for text in _ALLOCATION_FAILURES):
-                return Failed("out_of_memory", "the trainer's memory limit is too small for this job")
-            # Frames only: the text of a foreign exception might quote data.
-            sys.stderr.writelines(traceback.format_tb(error.__traceback__))
-            return Failed("internal", f"{type(error).__name__} in the trainer")
+            return _failed(error)
 
     def _describe(self, task: DescribeTask) -> Described:
         data = self._samples(task.source)
@@ -162,6 +152,19 @@ class Child:
             if now - reported >= PROGRESS_INTERVAL_S or step == plan.steps:
                 self._put(Progress(step, plan.steps, total / count))
                 total, count, reported = 0.0, 0, now
+
+
+def _failed(error: Exception) -> Failed:
+    # Memory comes first: a runtime that cannot load a sound bundle for want of it says so in a BundleError.
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _ALLOCATION_FAILURES):
+        return Failed("out_of_memory", "the trainer's memory limit is too small for this job")
+    if isinstance(error, TaskError | DataError):
+        return Failed(error.code, str(error))
+    if isinstance(error, BundleError):
+        return Failed("bad_bundle", str(error))
+    # Frames only: the text of a foreign exception might quote data.
+    sys.stderr.writelines(traceback.format_tb(error.__traceback__))
+    return Failed("internal", f"{type(error).__name__} in the trainer")
 
 
 def _evaluated(session: TrainingSession, data: Samples) -> Metrics:

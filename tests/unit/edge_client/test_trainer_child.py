@@ -1,15 +1,17 @@
 """The trainer child: tasks in, answers out, in process and as a process."""
 
 import os
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from edge_client import trainer_child
-from edge_client.bundle import PARAMS
+from edge_client.bundle import PARAMS, BundleError
 from edge_client.trainer_child import GRID_FILE, Child
 from edge_client.trainer_protocol import (
     DataSource,
@@ -178,6 +180,7 @@ def test_failures_have_their_codes(child, task, tmp_path):
     [
         (MemoryError(), "out_of_memory"),
         (RuntimeError("std::bad_alloc"), "out_of_memory"),
+        (BundleError("train.onnx does not load: std::bad_alloc"), "out_of_memory"),
         (RuntimeError("sample 0.123"), "internal"),
     ],
 )
@@ -242,3 +245,24 @@ def test_what_prints_goes_to_stderr():
 
     assert done.stdout == b""
     assert b"stray" in done.stderr
+
+
+def test_a_child_that_really_runs_out_of_memory_says_so_or_dies(task):
+    """A limit that lets the child start but not train gives `out_of_memory` or a death, never a blamed bundle."""
+    hungry = changed(task, plan=msgspec.structs.replace(task.plan, batch_size=96))
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_client.trainer_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as child:
+        send(child.stdin, DescribeTask(task.source))
+        assert isinstance(receive_answer(child.stdout), Described)
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        used = int(status.split("VmData:")[1].split()[0]) * 1024
+        resource.prlimit(child.pid, resource.RLIMIT_DATA, (used + 65536, used + 65536))
+        send(child.stdin, hungry)
+        answer = receive_answer(child.stdout)
+        child.kill()
+
+    assert answer is None or (isinstance(answer, Failed) and answer.code == "out_of_memory")
