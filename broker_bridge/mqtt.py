@@ -21,8 +21,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge_client.wire import chunks
 from edge_client.wire.errors import LocalWireError
-from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
 
 WINDOW = (
     64  # unacknowledged messages the broker may send: 16 to 512 measure the same (bench), and 64 are enough
@@ -149,10 +149,9 @@ class Link:
         return self._connections
 
     def _check_size(self, topic: str, payload: bytes) -> None:
-        size = len(payload) + len(topic) + PACKET_OVERHEAD_BYTES
-        if self.packet_bytes_max is not None and size > self.packet_bytes_max:
+        if not chunks.fits(len(payload), self.packet_bytes_max):
             raise LocalWireError(
-                f"{size} B to {topic}; the broker takes packets of {self.packet_bytes_max} B"
+                f"{len(payload)} B to {topic}; the broker takes packets of {self.packet_bytes_max} B"
             )
 
     def _send(self, topic: str, payload: bytes, retain: bool, future: asyncio.Future[None]) -> None:

@@ -20,7 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_client.config import BrokerSection
-from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
+from edge_client.wire import chunks
 
 SESSION_EXPIRY_S = 7 * 24 * 3600  # receipts and commands wait a week for a device that is away
 WILL_DELAY_S = 30  # a device back within this was not lost
@@ -208,7 +208,7 @@ class Transport:
         limit = self.packet_bytes_max
         if self._client is None or not self.connected:
             return None
-        if limit is not None and len(payload) + PACKET_OVERHEAD_BYTES > limit:
+        if not chunks.fits(len(payload), limit):
             return None
         info = self._client.publish(topic, payload, qos, retain)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:

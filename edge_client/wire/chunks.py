@@ -42,6 +42,11 @@ def chunk_bytes(packet_bytes_max: int | None) -> int:
     return room
 
 
+def fits(payload_bytes: int, packet_bytes_max: int | None) -> bool:
+    """True when a broker takes a PUBLISH with this much payload, topic and properties included (I9)."""
+    return packet_bytes_max is None or payload_bytes + PACKET_OVERHEAD_BYTES <= packet_bytes_max
+
+
 def count(size: int, chunk_size: int) -> int:
     """How many chunks of `chunk_size` bytes a message of `size` bytes needs; at least one."""
     return max(1, -(-size // chunk_size))

@@ -3,7 +3,10 @@
 import sqlite3
 from contextlib import closing
 
-from tests.chaos.conftest import until
+import pytest
+
+from broker_bridge.broker import find_mosquitto
+from tests.chaos.conftest import Fleet, until
 
 DEVICES = ("dev-a", "dev-b", "dev-c", "dev-d")
 
@@ -88,3 +91,22 @@ def test_a_server_killed_mid_buffer_goes_on_from_its_version(fleet, bundle):
         run_until(fleet, before["version"] + 2)
 
     assert finish(fleet) >= 15
+
+
+def test_a_broker_that_takes_only_small_packets_is_enough(tmp_path, bundle, monkeypatch):
+    """I9: with packets of at most 5 000 bytes, bundle, models and updates go in chunks and nothing is refused."""
+    if find_mosquitto() is None:
+        pytest.skip("mosquitto is not installed; iotcore states no Maximum Packet Size")
+    monkeypatch.setattr("broker_bridge.broker.PACKET_BYTES_MAX", 5000)
+    fleet = Fleet(tmp_path, "mosquitto")
+    try:
+        fleet.start()
+        assert len(bundle) > 2 * 5000
+        fleet.start_job(bundle)
+        for name in DEVICES:
+            fleet.start_device(name)
+        run_until(fleet, 2)
+
+        assert finish(fleet) >= 6
+    finally:
+        fleet.close()
