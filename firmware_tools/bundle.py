@@ -38,10 +38,13 @@ def pack(manifest: Manifest, members: Mapping[str, bytes]) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace `path` atomically."""
+    """Replace `path` atomically; what fails, as on a full disk, leaves nothing behind."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

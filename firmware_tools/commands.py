@@ -40,7 +40,8 @@ def _reported(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (ToolError, BundleError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            # Reasons from onnx span lines and show its stack; one line is what a script can log.
+            raise click.ClickException(" ".join(str(error).split())) from error
 
     return run
 
@@ -63,6 +64,13 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def _shape(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(",") if part)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of extents such as 1,28,28") from error
+
+
 @click.group(epilog="Example: fedfleet bundle inspect har.bundle\n\n" + EXIT_CODES)
 def bundle() -> None:
     """Build training bundles and look into them."""
@@ -74,6 +82,9 @@ def bundle() -> None:
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Bundle to write."
 )
 @click.option("--name", default="", help="Name of the model; the graph's own name by default.")
+@click.option("--output", help="The output to train where the model has several.")
+@click.option("--shape", default="", callback=_shape, metavar="N,…",
+              help="Extents of a sample where the model leaves some open.")  # fmt: skip
 @click.option("--loss", type=click.Choice(["cross_entropy"]), default="cross_entropy", show_default=True)
 @click.option("--optimizer", type=click.Choice(["momentum", "sgd", "adam", "adamw"]),
               default="momentum", show_default=True)  # fmt: skip
@@ -88,7 +99,7 @@ def bundle() -> None:
               help="Default step size of a job.  [default: 0.05; 0.001 for adam and adamw]")  # fmt: skip
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Default mini-batch of a job.")
 @click.option("--trainable", multiple=True, default=("*",), show_default=True,
-              help="Glob over tensor names to train; repeatable. The rest is frozen.")  # fmt: skip
+              help="Names to train (a glob), bias-only, or last:K layers; repeatable.")  # fmt: skip
 @click.option("--quantize", type=click.Choice(["int8-weights", "none"]), default="int8-weights",
               show_default=True, help="Train with weights rounded to int8, or not.")  # fmt: skip
 @click.option(

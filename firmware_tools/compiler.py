@@ -5,7 +5,6 @@ The graphs hold standard ONNX operators only, so that the stock ONNX Runtime of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -14,16 +13,16 @@ import onnx
 
 from edge_client.bundle import EVAL, FORMAT, INFER, PARAMS, TRAIN, Manifest, OptimizerSpec, TensorSpec
 from edge_client.wire import grid
-from edge_client.wire.limits import PARAMETER_COUNT_MAX, TENSOR_COUNT_MAX
 from edge_client.wire.messages import DataSchema
 from firmware_tools import bundle
-from firmware_tools.autodiff import SETTINGS, Graph, count_correct, cross_entropy, differentiate
+from firmware_tools.autodiff import Graph, count_correct, cross_entropy, differentiate
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Array, Shape, shapes_of, value_info
 from firmware_tools.errors import CompileError, ModelError, OptionError
 from firmware_tools.optimizer import LEARNING_RATES, Kind, append_update, specify
 from firmware_tools.prepare import Network, prepare
 from firmware_tools.pruning import Pruning, attach, measure
 from firmware_tools.quantize import fake_quantize, weight_axis
+from firmware_tools.trainable import select
 
 GRID_BITS = (
     16  # the largest initial value of a tensor gets this many bits; growth to 2^15 times it still fits
@@ -56,13 +55,15 @@ def compile_training(
     model: onnx.ModelProto | str | Path,
     *,
     name: str = "",
+    output: str | None = None,
+    shape: Sequence[int] = (),
     loss: Literal["cross_entropy"] = "cross_entropy",
     optimizer: Kind = "momentum",
     momentum: float = 0.9,
     weight_decay: float | None = None,
     proximal: float = 0.0,
     clip_norm: float = 0.0,
-    learning_rate: float | None = None,
+    learning_rate: float | None = None,  # the optimiser's usual one
     trainable: Sequence[str] = ("*",),
     quantize: Quantize = "int8-weights",
     batch_size: int = 32,
@@ -72,11 +73,11 @@ def compile_training(
 ) -> CompiledBundle:
     """Compile an ordinary ONNX inference model into a training bundle.
 
-    `model` maps one float32 input [N, …] to logits float32 [N, classes]; a closing Softmax is stripped.
-    `trainable` are globs over initializer names; the others are frozen and cost no gradient. `normalize` is
-    (mean, std), each with one value per channel (axis 0 of a sample), compiled into all graphs. `axes` names
-    the axes of a sample for error messages. `momentum` to `clip_norm` are explained at optimizer.specify; without
-    a `learning_rate` the bundle suggests the optimiser's usual one.
+    `model` maps one float32 input [N, …] to logits float32 [N, classes]; a closing Softmax is stripped. `output`
+    names one of several outputs, `shape` the extents of a sample where the model leaves some open. `trainable`
+    are globs over initializer names, `bias-only` or `last:K` (trainable.select); the others are frozen and cost no
+    gradient. `normalize` is (mean, std), each with one value per channel (axis 0 of a sample), compiled into all
+    graphs. `axes` names a sample's axes for error messages. optimizer.specify explains `momentum` to `clip_norm`.
 
     Raises CompileError: ModelError, OptionError or NotDifferentiable.
     """
@@ -85,9 +86,8 @@ def compile_training(
     )
     rate = LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
     _check_options(loss=loss, learning_rate=rate, batch_size=batch_size, quantize=quantize)
-    network = prepare(model)
-    candidates = _candidates(network)
-    parameters = _select(candidates, trainable)
+    network = prepare(model, output=output, shape=shape)
+    every, parameters = select(network, trainable)
     forward = _forward(network, parameters, quantize, normalize)
     inputs: dict[str, Shape] = {"x": (DYNAMIC, *network.sample_shape)}
     inputs |= {k: tuple(v.shape) for k, v in parameters.items()}
@@ -95,10 +95,9 @@ def compile_training(
     classes = _classes(shapes, n_classes)
     tensors, keyframe = _initial(parameters)
     train = _train_graph(forward, shapes, tuple(parameters), classes, spec)
-    pruning = measure(forward, shapes, tuple(parameters), tuple(candidates), batch_size)
-    attach(train, pruning)
+    pruning = measure(forward, shapes, tuple(parameters), every, batch_size)
     members = {
-        TRAIN: _serialized(train),
+        TRAIN: _serialized(attach(train, pruning)),
         EVAL: _serialized(_eval_graph(forward, inputs, classes)),
         INFER: _serialized(_infer_graph(forward, inputs, classes)),
         PARAMS: keyframe,
@@ -128,41 +127,6 @@ def _check_options(*, loss: str, learning_rate: float, batch_size: int, quantize
         raise OptionError(f"learning rate {learning_rate} is not a positive number")
     if batch_size < 1:
         raise OptionError(f"batch size {batch_size} is not positive")
-
-
-def _candidates(network: Network) -> dict[str, Array]:
-    """The float32 tensors of rank >= 1 that can be trained, in the order in which the model uses them.
-
-    Statistics, scales and other settings of an operator are never among them.
-    """
-    order = dict.fromkeys(
-        name
-        for node in network.nodes
-        for i, name in enumerate(node.input)
-        if name in network.parameters and i not in SETTINGS.get(node.op_type, ())
-    )
-    values = {n: network.constants[n] for n in order}
-    return {n: v for n, v in values.items() if v.dtype == np.float32 and v.ndim and v.size}
-
-
-def _select(candidates: Mapping[str, Array], patterns: Sequence[str]) -> dict[str, Array]:
-    """The candidates that match a pattern; each pattern has to match one."""
-    for pattern in patterns:
-        if not any(fnmatchcase(n, pattern) for n in candidates):
-            raise OptionError(
-                f"trainable {pattern!r} matches none of {', '.join(candidates) or 'no tensors'}"
-            )
-    chosen = {n: v for n, v in candidates.items() if any(fnmatchcase(n, p) for p in patterns)}
-    count = sum(v.size for v in chosen.values())
-    if not chosen or len(chosen) > TENSOR_COUNT_MAX or count > PARAMETER_COUNT_MAX:
-        raise OptionError(
-            f"{len(chosen)} trainable tensors of {count} values; 1 to {TENSOR_COUNT_MAX} tensors and "
-            f"{PARAMETER_COUNT_MAX} values are possible"
-        )
-    for name, value in chosen.items():
-        if not np.isfinite(value).all():
-            raise ModelError(f"initializer {name!r} holds a value that is not finite")
-    return chosen
 
 
 def _forward(

@@ -1,28 +1,24 @@
 """Turns any inference model that fits into the plain form the compiler works on.
 
-Functions are inlined, Constant nodes become constants, shape arithmetic is folded, a closing Softmax is stripped,
-Dropout becomes Identity, BatchNormalization is frozen, the opset is brought into range, and the one input and
-output are called `x` and `logits`.
+The model that source.py read gets one input `x` and one output `logits`: Constant nodes become constants, shape
+arithmetic is folded, a closing Softmax is stripped, Dropout becomes Identity, BatchNormalization is frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.inliner import inline_local_functions
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from firmware_tools.autodiff.graph import needed
-from firmware_tools.errors import ModelError
+from firmware_tools.errors import ModelError, OptionError
 from firmware_tools.folding import fold_shapes
 from firmware_tools.rewrite import pool_before_relu
+from firmware_tools.source import read
 
-OPSET_MIN = 18  # reductions take their axes as an input from here on; older models are converted up
-OPSET_MAX = 22  # the newest that onnxruntime 1.22, the oldest we support on devices, runs completely
 RESERVED = frozenset({"x", "y", "logits", "loss", "correct", "learning_rate"})
 
 Array = npt.NDArray[np.generic]
@@ -46,24 +42,27 @@ class Network:
     notes: tuple[str, ...]
 
 
-def prepare(model: onnx.ModelProto | str | Path) -> Network:
-    """Load and normalise an inference model; raise ModelError naming what does not fit."""
-    loaded = _converted(_checked(_loaded(model)))
+def prepare(
+    model: onnx.ModelProto | str | Path, *, output: str | None = None, shape: Sequence[int] = ()
+) -> Network:
+    """Load and normalise an inference model; raise ModelError or OptionError naming what does not fit.
+
+    `output` names the one output of several that is trained, `shape` gives extents of a sample that the model
+    leaves open.
+    """
+    loaded, changed = read(model)
     graph = loaded.graph
     constants: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     if graph.sparse_initializer:
         raise ModelError("sparse initializers are not supported; store them densely")
-    source, shape = _only_input(graph, constants)
-    if len(graph.output) != 1:
-        raise ModelError(f"the model has {len(graph.output)} outputs; one, the logits, is needed")
+    source, sample = _only_input(graph, constants, shape)
     nodes: list[NodeProto] = []
     for node in graph.node:
-        _refuse_foreign(node)
         if node.op_type == "Constant":
             constants[node.output[0]] = _constant_value(node)
         else:
             nodes.append(_plain(node))
-    nodes, target, notes = _strip_softmax(nodes, graph.output[0].name)
+    nodes, target, notes = _strip_softmax(nodes, _only_output(graph, output))
     nodes = pool_before_relu(needed(nodes, [target]), target)
     if not any(source in node.input for node in nodes):
         raise ModelError(f"output {target!r} does not depend on input {source!r}")
@@ -71,64 +70,63 @@ def prepare(model: onnx.ModelProto | str | Path) -> Network:
     _rename(nodes, rename)
     opset = loaded.opset_import[0].version
     renamed = {rename(k): v for k, v in constants.items()}
-    nodes = needed(fold_shapes(nodes, renamed, shape, opset), ["logits"])
+    nodes = needed(fold_shapes(nodes, renamed, sample, opset), ["logits"])
     used = {name for node in nodes for name in node.input}
     kept = {k: v for k, v in renamed.items() if k in used}
     parameters = frozenset(rename(t.name) for t in graph.initializer)
-    return Network(graph.name or "model", tuple(nodes), kept, parameters, shape, opset, notes)
+    return Network(graph.name or "model", tuple(nodes), kept, parameters, sample, opset, changed + notes)
 
 
-def _loaded(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
-    if isinstance(model, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return copy
-    try:
-        return onnx.load(model)
-    except (OSError, DecodeError) as error:
-        raise ModelError(f"{model}: not a readable ONNX model ({error})") from error
-
-
-def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        onnx.checker.check_model(model)
-        return inline_local_functions(model) if model.functions else model
-    except (onnx.checker.ValidationError, RuntimeError) as error:
-        raise ModelError(f"not a valid ONNX model: {error}") from error
-
-
-def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if not OPSET_MIN <= version <= OPSET_MAX:
-        target = min(max(version, OPSET_MIN), OPSET_MAX)
-        try:
-            model = onnx.version_converter.convert_version(model, target)
-        except (RuntimeError, onnx.version_converter.ConvertError) as error:
-            raise ModelError(f"opset {version} cannot be converted to {target}: {error}") from error
-        version = target
-    del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", version))
-    return model
-
-
-def _only_input(graph: onnx.GraphProto, constants: dict[str, Array]) -> tuple[str, tuple[int, ...]]:
+def _only_input(
+    graph: onnx.GraphProto, constants: dict[str, Array], given: Sequence[int]
+) -> tuple[str, tuple[int, ...]]:
+    """Name of the model's input and the shape of a sample."""
     inputs = [i for i in graph.input if i.name not in constants]
     if len(inputs) != 1:
-        raise ModelError(f"the model has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), not one")
-    info = inputs[0].type.tensor_type
+        names = ", ".join(i.name for i in inputs)
+        raise ModelError(f"the model has {len(inputs)} inputs ({names}); one, the samples, is needed")
+    name, info = inputs[0].name, inputs[0].type.tensor_type
     if info.elem_type != TensorProto.FLOAT:
-        raise ModelError(f"input {inputs[0].name!r} is not float32")
+        kinds = {kind: word.lower() for word, kind in TensorProto.DataType.items()}
+        kind = kinds.get(info.elem_type, "of an unknown type")
+        raise ModelError(f"input {name!r} is {kind}, not float32 as samples are")
     dims = info.shape.dim
-    if len(dims) < 2 or not all(d.dim_value > 0 for d in dims[1:]):
-        raise ModelError(f"input {inputs[0].name!r} needs the shape [batch, …] with static extents after it")
-    return inputs[0].name, tuple(d.dim_value for d in dims[1:])
+    if len(dims) < 2:
+        raise ModelError(f"input {name!r} has {len(dims)} axes; [batch, …] with one axis or more is needed")
+    if given and len(given) != len(dims) - 1:
+        raise OptionError(f"shape {list(given)} for input {name!r}, whose samples have {len(dims) - 1} axes")
+    if min(given, default=1) < 1:
+        raise OptionError(f"shape {list(given)} has an extent that is not positive")
+    sample = []
+    for axis, (dim, extent) in enumerate(zip(dims[1:], given or [0] * len(dims), strict=False), start=1):
+        if dim.dim_value > 0 and extent not in (0, dim.dim_value):
+            raise OptionError(f"axis {axis} of input {name!r} is {dim.dim_value} in the model, not {extent}")
+        if dim.dim_value <= 0 and not extent:
+            symbol = f" ({dim.dim_param!r})" if dim.dim_param else ""
+            raise ModelError(
+                f"axis {axis} of input {name!r} is dynamic{symbol}; training graphs are static but for the "
+                f"batch: give the shape of a sample, {_example(dims[1:])}, or export the model with it"
+            )
+        sample.append(extent or dim.dim_value)
+    dims[0].ClearField("value")
+    return name, tuple(sample)
 
 
-def _refuse_foreign(node: NodeProto) -> None:
-    if node.domain not in ("", "ai.onnx"):
-        raise ModelError(f"node {node.name!r}: operator {node.domain}.{node.op_type} is not standard ONNX")
-    if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
-        raise ModelError(f"node {node.name!r}: {node.op_type} holds a sub-graph, which cannot be trained")
+def _example(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
+    """The option that would fix the shape, open extents by their symbols."""
+    return "--shape " + ",".join(str(d.dim_value or (d.dim_param or "N").upper()) for d in dims)
+
+
+def _only_output(graph: onnx.GraphProto, chosen: str | None) -> str:
+    names = [o.name for o in graph.output]
+    listed = ", ".join(names)
+    if not names:
+        raise ModelError("the model has no output")
+    if chosen is not None and chosen not in names:
+        raise OptionError(f"the model has no output {chosen!r}; it has: {listed}")
+    if chosen is None and len(names) != 1:
+        raise ModelError(f"the model has {len(names)} outputs ({listed}); choose one with --output NAME")
+    return chosen or names[0]
 
 
 def _constant_value(node: NodeProto) -> Array:

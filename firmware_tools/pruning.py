@@ -58,9 +58,10 @@ def measure(
         return Pruning(mine, None)
 
 
-def attach(train: onnx.ModelProto, pruning: Pruning) -> None:
-    """Write the figures into the metadata of train.onnx."""
+def attach(train: onnx.ModelProto, pruning: Pruning) -> onnx.ModelProto:
+    """The graph with the figures in its metadata."""
     onnx.helper.set_model_props(train, {METADATA_KEY: msgspec.json.encode(pruning).decode()})
+    return train
 
 
 def read(train: onnx.ModelProto) -> Pruning | None:
