@@ -1,7 +1,7 @@
 """One compiled training graph in stock ONNX Runtime: parameters in, steps, parameters out.
 
-numpy and onnxruntime only; one thread, because a device has other work to do. Parameters and optimiser state
-stay in runtime-owned tensors between steps and are copied only when someone looks at them.
+numpy and onnxruntime only; one thread, because a device has other work to do. All that a step keeps lies in two
+sets of tensors: each step reads one and writes the other, so nothing is allocated or copied between steps.
 """
 
 import resource
@@ -51,15 +51,15 @@ class TrainingSession:
         self._names = tuple(t.name for t in manifest.tensors)
         self._shapes = {t.name: t.shape for t in manifest.tensors}
         self._slots = manifest.optimizer.state(self._shapes)
-        self._base_names = tuple(manifest.optimizer.base(self._shapes))
-        self._state_names = (*self._names, *self._slots)
-        self._outputs = ["loss", *(f"{n}@next" for n in self._state_names)]
-        self._state: dict[str, ort.OrtValue] = {}
-        self._base: dict[str, ort.OrtValue] = {}
+        kept = {**self._shapes, **self._slots}
+        self._state, self._next = _zeros(kept), _zeros(kept)
+        self._base = _zeros(manifest.optimizer.base(self._shapes))
+        self._loss, self._rate = _zeros({"loss": (), "rate": ()}).values()
         self._train = _session(self.bundle, TRAIN, flush_denormals=self._flush)
+        self._ahead = self._bound(self._state, self._next)
+        self._back = self._bound(self._next, self._state)
         self._eval: ort.InferenceSession | None = None
         self.load(initial_params(self.bundle))
-        self.reset_optimizer()
 
     @property
     def params(self) -> dict[str, Floats]:
@@ -81,30 +81,28 @@ class TrainingSession:
             value = np.ascontiguousarray(params[name], dtype=np.float32)
             if value.shape != self._shapes[name]:
                 raise ValueError(f"{name} has shape {value.shape} instead of {self._shapes[name]}")
-            self._state[name] = ort.OrtValue.ortvalue_from_numpy(value.copy())
-        # The runtime never writes into an input, so the base needs no copy.
-        self._base = {n: self._state[n.removesuffix("@base")] for n in self._base_names}
+            self._state[name].update_inplace(value)
+        for name, base in self._base.items():
+            base.update_inplace(self._state[name.removesuffix("@base")].numpy())
 
     def reset_optimizer(self) -> None:
         """Set the optimiser state to zero."""
         for slot, shape in self._slots.items():
-            self._state[slot] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
+            self._state[slot].update_inplace(np.zeros(shape, dtype=np.float32))
 
     def step(self, x: Floats, y: Labels, learning_rate: float) -> float:
         """One optimiser step on a mini-batch; returns the mean loss before it, without a proximal term.
 
         `x` float32 [n, *shape], `y` int64 [n].
         """
-        feeds = {
-            "x": ort.OrtValue.ortvalue_from_numpy(x),
-            "y": ort.OrtValue.ortvalue_from_numpy(y),
-            "learning_rate": ort.OrtValue.ortvalue_from_numpy(np.asarray(learning_rate, dtype=np.float32)),
-            **self._state,
-            **self._base,
-        }
-        results = self._train.run_with_ort_values(self._outputs, feeds)
-        self._state = dict(zip(self._state_names, results[1:], strict=True))
-        return float(results[0].numpy())
+        self._rate.update_inplace(np.asarray(learning_rate, dtype=np.float32))
+        # The runtime reads a batch where the caller has it.
+        self._ahead.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)))
+        self._ahead.bind_ortvalue_input("y", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(y)))
+        self._train.run_with_iobinding(self._ahead)
+        self._state, self._next = self._next, self._state
+        self._ahead, self._back = self._back, self._ahead
+        return float(self._loss.numpy())
 
     def evaluate(self, x: Floats, y: Labels) -> Metrics:
         """Mean loss and accuracy over a data set, in batches; an empty one gives zeros.
@@ -128,6 +126,18 @@ class TrainingSession:
         count = max(len(x), 1)
         return Metrics(n=len(x), loss=loss / count, accuracy=correct / count)
 
+    def _bound(self, source: Mapping[str, ort.OrtValue], target: Mapping[str, ort.OrtValue]) -> ort.IOBinding:
+        """A step that reads its state from one set and writes it to the other; x and y are bound later."""
+        binding = self._train.io_binding()
+        try:
+            for name, value in {"learning_rate": self._rate, **source, **self._base}.items():
+                binding.bind_ortvalue_input(name, value)
+        except RuntimeError as error:
+            raise BundleError(f"{self.bundle.path}: {TRAIN} is not of this manifest: {error}") from error
+        for name, value in {"loss": self._loss, **{f"{n}@next": v for n, v in target.items()}}.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
 
 def initial_grid(bundle: Bundle) -> tuple[grid.Grid, ...]:
     """Version 0 of the parameters on their grid, flat; raises BundleError."""
@@ -141,6 +151,14 @@ def initial_params(bundle: Bundle) -> dict[str, Floats]:
     """Version 0 of the parameters, name to float32 array; raises BundleError."""
     pairs = zip(bundle.manifest.tensors, initial_grid(bundle), strict=True)
     return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in pairs}
+
+
+def _zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ort.OrtValue]:
+    """Tensors of the runtime's own making, which it aligns as its kernels like it."""
+    values = {n: ort.OrtValue.ortvalue_from_shape_and_type(s, np.float32) for n, s in shapes.items()}
+    for name, value in values.items():
+        value.update_inplace(np.zeros(shapes[name], dtype=np.float32))
+    return values
 
 
 def _session(bundle: Bundle, member: str, *, flush_denormals: bool) -> ort.InferenceSession:

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from edge_client.bundle import TRAIN, BundleError
+from edge_client.bundle import INFER, TRAIN, BundleError
 from edge_client.training import EVAL_BATCH, TrainingSession
 from firmware_tools import compile_training
 from firmware_tools.bundle import describe, pack
@@ -25,6 +25,18 @@ def session(compiled, tmp_path):
 def data(n):
     rng = np.random.default_rng(0)
     return rng.standard_normal((n, 2, 16)).astype(np.float32), rng.integers(0, 3, n)
+
+
+def repacked(compiled, tmp_path, train):
+    """The bundle with another train.onnx and the right digests."""
+    members = {**compiled.members, TRAIN: train}
+    manifest = type(compiled.manifest)(
+        **{f: getattr(compiled.manifest, f) for f in compiled.manifest.__struct_fields__ if f != "files"},
+        files=describe(members),
+    )
+    path = tmp_path / "n.bundle"
+    path.write_bytes(pack(manifest, members))
+    return path
 
 
 def test_load_restores_parameters_exactly(session):
@@ -53,6 +65,27 @@ def test_loaded_arrays_are_not_changed_by_training(session):
     session.step(*data(8), 0.5)
 
     assert all((mine[k] == before[k]).all() for k in mine)
+
+
+def test_batches_may_differ_in_size(session):
+    """A smaller batch trains like any other: the next full one finds what it left."""
+    x, y = data(8)
+    losses = [session.step(x[:n], y[:n], 0.01) for n in (8, 3, 8, 1, 8)]
+
+    assert losses[4] < losses[2] < losses[0]
+
+
+def test_a_refused_step_changes_nothing(compiled, tmp_path):
+    """A batch that does not fit raises, and training goes on as if it had never been given."""
+    x, y = data(8)
+    path = compiled.save(tmp_path / "n.bundle")
+    plain, disturbed = TrainingSession(path), TrainingSession(path)
+    plain.step(x, y, 0.1)
+    disturbed.step(x, y, 0.1)
+    with pytest.raises(Exception, match="dimensions"):
+        disturbed.step(x[:, :1], y, 0.1)
+
+    assert [plain.step(x, y, 0.1) for _ in range(3)] == [disturbed.step(x, y, 0.1) for _ in range(3)]
 
 
 def test_evaluation_is_the_mean_over_uneven_batches(session):
@@ -103,13 +136,15 @@ def test_a_damaged_member_is_refused(compiled, tmp_path):
 
 def test_a_graph_that_is_no_graph_is_refused(compiled, tmp_path):
     """A bundle whose graph ONNX Runtime cannot load is a BundleError, not a runtime's own."""
-    members = {**compiled.members, TRAIN: b"\x00garbage"}
-    manifest = type(compiled.manifest)(
-        **{f: getattr(compiled.manifest, f) for f in compiled.manifest.__struct_fields__ if f != "files"},
-        files=describe(members),
-    )
-    path = tmp_path / "n.bundle"
-    path.write_bytes(pack(manifest, members))
+    path = repacked(compiled, tmp_path, b"\x00garbage")
 
     with pytest.raises(BundleError, match="does not load"):
+        TrainingSession(path)
+
+
+def test_a_graph_of_another_bundle_is_refused(compiled, tmp_path):
+    """A graph that lacks what the manifest promises is named as such before any step."""
+    path = repacked(compiled, tmp_path, compiled.members[INFER])
+
+    with pytest.raises(BundleError, match=r"train\.onnx is not of this manifest"):
         TrainingSession(path)
