@@ -176,18 +176,27 @@ def _renaming(
     names = {source: "x", target: "logits", "": ""}
     taken = set(RESERVED)
     for old in [*constants, *(name for node in nodes for name in node.output)]:
-        if old in names:
-            continue
-        # `%` marks names this compiler makes, `@` the optimiser's tensors.
-        new = old.replace("%", "_").replace("@", "_")
-        while new in taken:
-            new += "_"
-        taken.add(new)
-        names[old] = new
+        if old not in names:
+            names[old] = _free(old, taken)
     return lambda name: names[name]
 
 
 def _rename(nodes: list[NodeProto], rename: Callable[[str], str]) -> None:
+    taken: set[str] = set()
     for node in nodes:
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
+        # ONNX Runtime refuses two nodes of one name, which onnx's checker lets pass.
+        node.name = _free(node.name or node.output[0], taken)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that is not in `taken`, which it joins.
+
+    `%` marks names this compiler makes, `@` the optimiser's tensors.
+    """
+    new = name.replace("%", "_").replace("@", "_")
+    while new in taken:
+        new += "_"
+    taken.add(new)
+    return new

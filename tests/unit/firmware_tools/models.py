@@ -73,3 +73,15 @@ def blobs(shape, classes, n, seed=0, noise=0.6):
     y = rng.integers(0, classes, n)
     x = patterns[y] + noise * rng.standard_normal((n, *shape))
     return x.astype(np.float32), y.astype(np.int64)
+
+
+def waves(shape, classes, n, seed=0, noise=0.3):
+    """A learnable task without position: the class is the frequency along the longest axis, the phase is random."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % classes)
+    axis = int(np.argmax(shape))
+    places = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    rows = [n, *[1] * len(shape)]
+    phase = rng.uniform(0, 2 * np.pi, rows)
+    x = np.sin(2 * np.pi * (1 + y).reshape(rows) * places / shape[axis] + phase)
+    return (x + noise * rng.standard_normal((n, *shape))).astype(np.float32), y.astype(np.int64)

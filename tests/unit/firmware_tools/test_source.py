@@ -276,6 +276,17 @@ def test_broken_graphs_are_refused(models, index):
         compile_training(model)
 
 
+@pytest.mark.parametrize("names", [["same"] * 5, [f"Add%{i}:Add" for i in range(30, 35)]])
+def test_names_of_nodes_need_not_be_unique(models, tmp_path, names):
+    """Nodes of one name, or named as the compiler names its own, give graphs that ONNX Runtime loads."""
+    model = models.mlp()
+    for node, name in zip(model.graph.node, names, strict=True):
+        node.name = name
+    session = TrainingSession(compile_training(model).save(tmp_path / "m.bundle"))
+
+    assert np.isfinite(session.step(*models.blobs((12,), 4, 8), 0.1))
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04" + bytes(100)])
 def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path, content):
     """Garbage gives exit code 1, one line on what is wrong, and no bundle."""
