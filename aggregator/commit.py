@@ -15,17 +15,25 @@ def commit(
     fold: Fold,
     weights: Mapping[int, float],
     server_lr: float,
+    *,
+    statistics: int = 0,
 ) -> tuple[Grid, ...]:
     """The model after x ← x + server_lr · Σ_base s(base) · S_base / Z, rounded to the grid (ties to even).
 
     `weights` maps each base version to s(τ); bases are added in ascending order, so the float64 result is
     the same wherever it is computed. Z is the buffer's total weight, stale or not (FedBuff, alg. 1: divide
-    by K). Values saturate at ±(2**31 - 1) grid steps.
+    by K). The last `statistics` tensors are no weights: they move to the devices' weighted mean, neither
+    stretched by `server_lr` nor shrunk by staleness. Values saturate at ±(2**31 - 1) grid steps.
     """
     total = np.zeros(sum(len(values) for values in grid), dtype=np.float64)
+    heard = 0.0
     for base in sorted(fold.buckets):
         total += weights[base] * fold.buckets[base].sums.astype(np.float64)
-    total *= server_lr / fold.weight
+        heard += weights[base] * fold.buckets[base].weight
+    edge = sum(len(values) for values in grid[: len(grid) - statistics])
+    total[:edge] *= server_lr / fold.weight
+    if heard > 0:
+        total[edge:] /= heard
     out = []
     start = 0
     for values, step_exp in zip(grid, step_exps, strict=True):

@@ -1,6 +1,6 @@
 """The fold: updates become integer sums per base version, so order, shards and replay cannot matter (I2).
 
-Every float16 scale is a whole multiple of 2**-24, so a sum in units of 2**-24 is exact: no rounding, and
+Every float16 value is a whole multiple of 2**-24, so a sum in units of 2**-24 is exact: no rounding, and
 the same bytes whatever the order. Job validation keeps the sums below 2**63 (spec.py).
 """
 
@@ -30,6 +30,7 @@ class Fold:
     """The buffer of a job: one bucket a base version."""
 
     def __init__(self, sizes: Sequence[int], weighting: Weighting) -> None:
+        """`sizes` are those of all tensors of the model's table, statistics at its end included."""
         self._offsets = [int(offset) for offset in np.cumsum([0, *sizes])]
         self._weighting = weighting
         self.buckets: dict[int, Bucket] = {}
@@ -51,9 +52,12 @@ class Fold:
             bucket = Bucket(np.zeros(self._offsets[-1], dtype=np.int64))
             self.buckets[update.base_version] = bucket
         weight = max(1, update.n_samples) if self._weighting == "samples" else 1
-        for tensor, start in zip(update.tensors, self._offsets[:-1], strict=True):
+        for tensor, start in zip(update.tensors, self._offsets, strict=False):
             value = int(tensor.scale * 2**FRACTION_BITS) * weight
             # Indices of a tensor are distinct, so a plain indexed addition reaches each value once.
             bucket.sums[tensor.indices + start] += np.where(tensor.negative, -value, value)
+        if len(update.statistics):
+            exact = np.ldexp(update.statistics.astype(np.float64), FRACTION_BITS).astype(np.int64)
+            bucket.sums[-len(exact) :] += exact * weight
         bucket.weight += weight
         bucket.count += 1

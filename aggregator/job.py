@@ -99,7 +99,7 @@ class Job:
 
     def update(self, device: str, frame: bytes, wire_bytes: int, at: float) -> int:
         """Fold one admitted update and free its device's place; return its staleness τ now."""
-        update = sparse.decode(frame, self.bundle.sizes)
+        update = sparse.decode(frame, self.bundle.sizes, len(self.bundle.statistics))
         buffer = self._buffer
         if not buffer.devices:
             buffer.first_at = at
@@ -130,7 +130,9 @@ class Job:
             base: staleness.polynomial(self.version - base, spec.staleness_exponent, spec.staleness_max)
             for base in sorted(fold.buckets)
         }
-        model = commit(self.model, [t.step_exp for t in self.bundle.tensors], fold, weights, spec.server_lr)
+        steps = [t.step_exp for t in self.bundle.table]
+        statistics = len(self.bundle.statistics)
+        model = commit(self.model, steps, fold, weights, spec.server_lr, statistics=statistics)
         number = self.version + 1
         keyframe = grid.encode_keyframe(number, model)
         delta = grid.encode_delta(number, self.version, model, self.model)
@@ -210,7 +212,7 @@ class Job:
 
     def frame_bytes_max(self) -> int:
         """An upper bound of this job's update frames: every value sent, at a few bits more than dense needs."""
-        return PACKET_OVERHEAD_BYTES + 16 * len(self.bundle.tensors) + 2 * self.bundle.parameters
+        return PACKET_OVERHEAD_BYTES + 16 * len(self.bundle.tensors) + 2 * sum(self.bundle.sizes)
 
     def memo(self, cursor: dict[int, int]) -> JobMemo:
         """What a restart at `cursor` needs besides the manifests."""

@@ -9,7 +9,7 @@ import msgspec
 
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.job import Job, JobMemo, Sealed
-from aggregator.spec import JobSpec
+from aggregator.spec import JobSpec, check_bundle
 from aggregator.versions import (
     VersionManifest,
     load_manifest,
@@ -91,8 +91,9 @@ class JobStore:
         self._revisions: dict[str, int] = {}
 
     async def create(self, spec: JobSpec, now: float) -> Job:
-        """Start a job at version 0; raise RefusedError (`exists`, `not_found`)."""
+        """Start a job at version 0; raise RefusedError (`exists`, `not_found`, `bad_spec`)."""
         bundle, ref = await self._shelf.open(spec.bundle)
+        check_bundle(spec, bundle.manifest)
         job_record = JobRecord(spec=spec, bundle=ref, created_at=now)
         key = f"{SPEC_PREFIX}{spec.name}"
         try:  # a name is used once: the cell must not exist, whatever is known of it here
@@ -210,6 +211,7 @@ def _job_cell(job: Job, job_record: JobRecord) -> cells.JobCell:
         norm_max=job.spec.norm_max,
         staleness_max=job.spec.staleness_max,
         frame_bytes_max=job.frame_bytes_max(),
+        statistics=len(job.bundle.statistics),
         blobs=(job_record.bundle.digest,),
     )
 

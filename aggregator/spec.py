@@ -6,9 +6,10 @@ from typing import Any, Literal
 import msgspec
 
 from aggregator.errors import RefusedError
+from edge_client.bundle import Manifest
 from edge_client.wire import topics
 from edge_client.wire.errors import LocalWireError
-from edge_client.wire.limits import SAMPLES_MAX
+from edge_client.wire.limits import HALF_MAX, SAMPLES_MAX
 
 FRACTION_BITS = (
     24  # of the fold's fixed point: the smallest float16 is 2**-24; here, where its range is proved
@@ -132,12 +133,23 @@ def check(spec: JobSpec) -> None:
     for name, value, low, high in bounds:
         if value is not None and not low <= value <= high:
             raise RefusedError("bad_spec", f"{name} is {value}; it must be from {low:g} to {high:g}")
+    _check_sums(spec, spec.norm_max, "norm_max", "norm_max or buffer_size")
+
+
+def check_bundle(spec: JobSpec, bundle: Manifest) -> None:
+    """Check a spec against the bundle it names; raise RefusedError."""
+    if bundle.statistics:
+        _check_sums(spec, HALF_MAX, f"{HALF_MAX:g} (the largest change of a statistic)", "buffer_size")
+
+
+def _check_sums(spec: JobSpec, value_max: float, name: str, remedy: str) -> None:
+    """The integer sums of a full buffer must fit 64 bits (I2)."""
     weight_max = SAMPLES_MAX if spec.weighting == "samples" else 1
-    if spec.buffer_size * spec.norm_max * weight_max >= 2.0 ** (63 - FRACTION_BITS):
+    if spec.buffer_size * value_max * weight_max >= 2.0 ** (63 - FRACTION_BITS):
         raise RefusedError(
             "bad_spec",
-            f"buffer_size * norm_max * {weight_max} samples must stay below 2**{63 - FRACTION_BITS}, "
-            "or the integer sums of a buffer could overflow: lower norm_max or buffer_size",
+            f"buffer_size * {name} * {weight_max} samples must stay below 2**{63 - FRACTION_BITS}, "
+            f"or the integer sums of a buffer could overflow: lower {remedy}",
         )
 
 

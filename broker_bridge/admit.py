@@ -42,7 +42,7 @@ def admit_update(
     """
     try:
         known = open_job(job, len(frame))
-        update = sparse.decode(frame, known.sizes)
+        update = sparse.decode(frame, known.sizes, known.statistics)
         _check_origin(update, uid)
         _check_base(update, known, version)
         _check_values(update, known)

@@ -30,6 +30,7 @@ class JobCell(msgspec.Struct, frozen=True):
     norm_max: float  # L2 norm above which an update is refused
     staleness_max: int  # τ_max: versions an update's base may be behind
     frame_bytes_max: int  # the largest update frame of this job
+    statistics: int = 0  # how many of the tensors, at the table's end, are statistics
     blobs: tuple[str, ...] = ()  # digests a device may pull besides those of the versions
 
 

@@ -32,7 +32,7 @@ class BundleError(Exception):
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """A trainable tensor: its name in the graphs, its shape, and its grid step 2**step_exp."""
+    """A tensor of the model: its name in the graphs, its shape, and its grid step 2**step_exp."""
 
     name: str
     shape: tuple[int, ...]
@@ -91,11 +91,14 @@ class OptimizerSpec(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is, and the fixed names of its graphs' inputs and outputs.
 
-    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <state>…, <base>…
-                outputs loss (scalar), <param>@next…, <state>@next…
+    train.onnx  inputs x, y, learning_rate (scalar), <param>…, <statistic>…, <state>…, <base>…
+                outputs loss (scalar), <param>@next…, <statistic>@next…, <state>@next…
                 <state> and <base> are what OptimizerSpec.state and .base name
-    eval.onnx   inputs x, y, <param>…; outputs loss (scalar, mean), correct (scalar int64)
-    infer.onnx  inputs x, <param>…; output logits
+    eval.onnx   inputs x, y, <param>…, <statistic>…; outputs loss (scalar, mean), correct (scalar int64)
+    infer.onnx  inputs x, <param>…, <statistic>…; output logits
+
+    `tensors` are trained; `statistics` are what training observes: running means and deviations of
+    normalisation layers, ranges of activations. Both are the model that versions and devices share.
     """
 
     format: int
@@ -106,19 +109,25 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optimizer: OptimizerSpec
     learning_rate: float
     batch_size: int
-    quantize: Literal["int8-weights", "none"]
+    quantize: Literal["int8", "int8-weights", "none"]
     opset: int
     files: dict[str, FileSpec]
+    statistics: tuple[TensorSpec, ...] = ()
+
+    @property
+    def table(self) -> tuple[TensorSpec, ...]:
+        """All tensors of the model, in the order of every frame: the trained ones, then the statistics."""
+        return (*self.tensors, *self.statistics)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of values of each tensor, in table order."""
-        return tuple(t.size for t in self.tensors)
+        return tuple(t.size for t in self.table)
 
     @property
     def parameters(self) -> int:
         """Number of trainable values."""
-        return sum(self.sizes)
+        return sum(t.size for t in self.tensors)
 
 
 class Bundle:
@@ -173,10 +182,13 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise BundleError(f"{path}: bundle format {manifest.format}; this software opens format {FORMAT}")
     if sorted(manifest.files) != sorted(MEMBERS):
         raise BundleError(f"{path}: the manifest lists {sorted(manifest.files)} instead of {sorted(MEMBERS)}")
-    if not 1 <= len(manifest.tensors) <= TENSOR_COUNT_MAX or manifest.parameters > PARAMETER_COUNT_MAX:
+    table = manifest.table
+    if not manifest.tensors or len(table) > TENSOR_COUNT_MAX or sum(manifest.sizes) > PARAMETER_COUNT_MAX:
         raise BundleError(
-            f"{path}: {len(manifest.tensors)} tensors of {manifest.parameters} values; "
+            f"{path}: {len(table)} tensors of {sum(manifest.sizes)} values; "
             f"1 to {TENSOR_COUNT_MAX} tensors and {PARAMETER_COUNT_MAX} values are possible"
         )
-    if any(extent < 1 for tensor in manifest.tensors for extent in tensor.shape):
+    if any(extent < 1 for tensor in table for extent in tensor.shape):
         raise BundleError(f"{path}: a tensor has an empty dimension")
+    if len({tensor.name for tensor in table}) < len(table):
+        raise BundleError(f"{path}: two tensors have one name")

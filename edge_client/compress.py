@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.wire.sparse import SparseTensor
+from edge_client.wire.limits import HALF_MAX
+from edge_client.wire.sparse import Halves, SparseTensor, no_statistics
 
-F16_MAX = 65504.0  # the largest finite float16: residuals saturate there instead of becoming infinite
 _NORM_SLACK = 1.0 - 1e-9  # covers float64 rounding in the receiver's own sum of squares
 
 Floats = npt.NDArray[np.float32]
@@ -56,6 +56,16 @@ def compress(delta: Sequence[Floats], residual: bytes | None, density: float, no
     return Compressed(tuple(tensors), _bytes(u - sent), _bytes(u))
 
 
+def halved(changes: Sequence[Floats]) -> Halves:
+    """The changes of the statistics as they travel, flat and without a residual.
+
+    What float16 rounds off needs none: a statistic is observed anew in every round.
+    """
+    if not changes:
+        return no_statistics()
+    return np.clip(np.concatenate(changes), -HALF_MAX, HALF_MAX).astype(np.float16)
+
+
 def _clipped(delta: Floats, norm_max: float) -> Floats:
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     return delta if norm <= norm_max else delta * np.float32(norm_max / norm)
@@ -86,9 +96,9 @@ def _scales(kept: Sequence[Floats], norm_max: float) -> list[float]:
 
 def _float16_below(value: float) -> float:
     """The largest float16 value that is not above `value`: rounding up could pass the norm bound."""
-    nearest = np.float16(min(value, F16_MAX))
+    nearest = np.float16(min(value, HALF_MAX))
     return float(np.nextafter(nearest, np.float16(0))) if float(nearest) > value else float(nearest)
 
 
 def _bytes(values: Floats) -> bytes:
-    return np.clip(values, -F16_MAX, F16_MAX).astype("<f2").tobytes()
+    return np.clip(values, -HALF_MAX, HALF_MAX).astype("<f2").tobytes()

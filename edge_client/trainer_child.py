@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_client import samples
 from edge_client.bundle import BundleError
-from edge_client.compress import compress
+from edge_client.compress import compress, halved
 from edge_client.samples import DataError, Samples
 from edge_client.trainer_protocol import (
     Answer,
@@ -113,7 +113,7 @@ class Child:
             raise DataError("bad_data", f"{len(data.y)} samples leave none to train on")
         start = {
             t.name: grid.from_grid(v, t.step_exp).reshape(t.shape)
-            for t, v in zip(manifest.tensors, base, strict=True)
+            for t, v in zip(manifest.table, base, strict=True)
         }
         session.load(start)
         session.reset_optimizer()
@@ -126,10 +126,15 @@ class Child:
         delta = [(trained[name] - value).ravel() for name, value in start.items()]
         if not all(np.isfinite(d).all() for d in delta):
             raise TaskError("not_finite", "a parameter is not finite after training")
-        result = compress(delta, task.residual, task.plan.density, task.plan.norm_max)
-        base_hash = bytes.fromhex(task.version_hash)
+        edge = len(manifest.tensors)
+        result = compress(delta[:edge], task.residual, task.plan.density, task.plan.norm_max)
         update = sparse.Update(
-            task.version, base_hash, Uid.parse(task.uid).tag, len(data.train), result.tensors
+            task.version,
+            bytes.fromhex(task.version_hash),
+            Uid.parse(task.uid).tag,
+            len(data.train),
+            result.tensors,
+            halved(delta[edge:]),
         )
         evaluation = Evaluation(
             task.version, before, after, task.plan.steps, round(train_s, 3), session.memory_bytes

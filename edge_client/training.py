@@ -48,12 +48,13 @@ class TrainingSession:
         self._flush = flush_denormals
         self.bundle: Bundle = open_bundle(Path(bundle_path))
         manifest = self.bundle.manifest
-        self._names = tuple(t.name for t in manifest.tensors)
-        self._shapes = {t.name: t.shape for t in manifest.tensors}
-        self._slots = manifest.optimizer.state(self._shapes)
+        self._names = tuple(t.name for t in manifest.table)
+        self._shapes = {t.name: t.shape for t in manifest.table}
+        trained = {t.name: t.shape for t in manifest.tensors}
+        self._slots = manifest.optimizer.state(trained)
         kept = {**self._shapes, **self._slots}
         self._state, self._next = _zeros(kept), _zeros(kept)
-        self._base = _zeros(manifest.optimizer.base(self._shapes))
+        self._base = _zeros(manifest.optimizer.base(trained))
         self._loss, self._rate = _zeros({"loss": (), "rate": ()}).values()
         self._train = _session(self.bundle, TRAIN, flush_denormals=self._flush)
         self._ahead = self._bound(self._state, self._next)
@@ -63,7 +64,7 @@ class TrainingSession:
 
     @property
     def params(self) -> dict[str, Floats]:
-        """Name to value, float32, in the order of the manifest; copies."""
+        """Name to value, float32, in the order of the manifest: trained tensors, then statistics; copies."""
         return {name: np.array(self._state[name].numpy()) for name in self._names}
 
     @property
@@ -149,7 +150,7 @@ def initial_grid(bundle: Bundle) -> tuple[grid.Grid, ...]:
 
 def initial_params(bundle: Bundle) -> dict[str, Floats]:
     """Version 0 of the parameters, name to float32 array; raises BundleError."""
-    pairs = zip(bundle.manifest.tensors, initial_grid(bundle), strict=True)
+    pairs = zip(bundle.manifest.table, initial_grid(bundle), strict=True)
     return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in pairs}
 
 

@@ -100,8 +100,10 @@ def bundle() -> None:
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Default mini-batch of a job.")
 @click.option("--trainable", multiple=True, default=("*",), show_default=True,
               help="Names to train (a glob), bias-only, or last:K layers; repeatable.")  # fmt: skip
-@click.option("--quantize", type=click.Choice(["int8-weights", "none"]), default="int8-weights",
-              show_default=True, help="Train with weights rounded to int8, or not.")  # fmt: skip
+@click.option("--quantize", type=click.Choice(["int8", "int8-weights", "none"]), default="int8-weights",
+              show_default=True, help="Train with weights and activations, or weights, rounded to 8 bits.")  # fmt: skip
+@click.option("--batch-norm", type=click.Choice(["train", "frozen"]), default="train", show_default=True,
+              help="Normalise by each batch and observe running statistics, or keep the model's own.")  # fmt: skip
 @click.option(
     "--normalize",
     callback=_normalize,
@@ -187,6 +189,11 @@ def _show(path: Path, report: "Report") -> None:
     for t in manifest.tensors:
         tensors.add_row(t.name, str(list(t.shape)), f"{t.size:,}", f"2^{t.step_exp}")
     console.print(tensors)
+    if manifest.statistics:
+        observed = Table("statistic", "shape", "values", "step", title="observed in training")
+        for t in manifest.statistics:
+            observed.add_row(t.name, str(list(t.shape)), f"{t.size:,}", f"2^{t.step_exp}")
+        console.print(observed)
     graphs = Table("graph", "bytes", "nodes", "operators", title="graphs")
     for g in report.graphs:
         operators = ", ".join(f"{name} {count}" for name, count in g.operators.items())

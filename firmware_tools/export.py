@@ -66,10 +66,8 @@ def export_model(
 
 def _values(manifest: Manifest, grid_values: Sequence[grid.Grid]) -> dict[str, Array]:
     if tuple(len(v) for v in grid_values) != manifest.sizes:
-        raise ExportError(
-            f"{len(grid_values)} tensors do not fit the {len(manifest.tensors)} of the manifest"
-        )
-    pairs = zip(manifest.tensors, grid_values, strict=True)
+        raise ExportError(f"{len(grid_values)} tensors do not fit the {len(manifest.table)} of the manifest")
+    pairs = zip(manifest.table, grid_values, strict=True)
     return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in pairs}
 
 

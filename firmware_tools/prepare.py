@@ -1,7 +1,8 @@
 """Turns any inference model that fits into the plain form the compiler works on.
 
 The model that source.py read gets one input `x` and one output `logits`: Constant nodes become constants, shape
-arithmetic is folded, a closing Softmax is stripped, Dropout becomes Identity, BatchNormalization is frozen.
+arithmetic is folded, a closing Softmax is stripped, Dropout becomes Identity, BatchNormalization loses its training
+mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -153,8 +154,8 @@ def _plain(node: NodeProto) -> NodeProto:
         copy.op_type = "Identity"
         del copy.input[1:], copy.output[1:], copy.attribute[:]
     elif node.op_type == "BatchNormalization":
-        # Exported in training mode it would average over each device's small batches: its statistics are frozen.
-        kept = [a for a in node.attribute if a.name == "epsilon"]
+        # Whether it trains its statistics is an option of the compiler, not of the exporter.
+        kept = [a for a in node.attribute if a.name in ("epsilon", "momentum")]
         del copy.output[1:], copy.attribute[:]
         copy.attribute.extend(kept)
     return copy

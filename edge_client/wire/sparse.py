@@ -1,4 +1,4 @@
-"""The uplink codec: top-k ternary updates, one Rice parameter and one scale per tensor (docs/wire.md §6).
+"""The uplink codec: top-k ternary updates, one Rice parameter and one scale per tensor (docs/wire.md §7).
 
 Body of an UPDATE frame with codec 1, little-endian:
 
@@ -6,18 +6,21 @@ Body of an UPDATE frame with codec 1, little-endian:
      4  u32  tag of the uid (topics.Uid.tag)
      8  8 B  hash of the base model
     16  u16  n_samples, saturating
-    18  u16  tensors
+    18  u16  tensors of weights
     20  …    per tensor: LEB128 count k; when k > 0 also u8 Rice parameter and f16 scale
+     …  f16  changes of the statistics, all tensors concatenated
      …  …    signs, one bit per value (1 is negative), padded to a byte
      …  …    Rice remainders of the index gaps, padded to a byte
      …  …    Rice quotients of the index gaps, padded to a byte
 
-A value is sign * scale. Sources: STC (Sattler et al. 2019, alg. 1) for the ternary form; Rice & Plaunt 1971.
+A value is sign * scale. The last tensors of a model may be statistics, which are few and travel dense: their
+number is not in the frame but known to whoever knows the model's table. Sources: STC (Sattler et al. 2019,
+alg. 1) for the ternary form; Rice & Plaunt 1971.
 """
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +32,16 @@ from edge_client.wire.limits import SAMPLES_MAX, TENSOR_COUNT_MAX
 CODEC_TERNARY = 1
 _HEAD = struct.Struct("<II8sHH")
 _ENTRY = struct.Struct("<Be")
+_HALF_BYTES = 2
 _LEB_BYTES_MAX = 5  # a count is below 2**32
+
+
+Halves = npt.NDArray[np.float16]
+
+
+def no_statistics() -> Halves:
+    """The statistics of a model that has none."""
+    return np.zeros(0, dtype=np.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +65,20 @@ class SparseTensor:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One device's update: a sparse tensor for each tensor of the model's table, in its order."""
+    """One device's update: a sparse tensor for each tensor of weights in the model's table, in its order.
+
+    `statistics` float16, flat: the changes of the tensors behind the weights in the table.
+    """
 
     base_version: int
     base_hash: bytes
     tag: int
     n_samples: int
     tensors: tuple[SparseTensor, ...]
+    statistics: Halves = field(default_factory=no_statistics)
 
     def norm(self) -> float:
-        """L2 norm over all tensors."""
+        """L2 norm over all tensors of weights."""
         return float(np.sqrt(sum(t.scale * t.scale * len(t.indices) for t in self.tensors)))
 
 
@@ -92,12 +108,13 @@ def encode(update: Update) -> bytes:
         min(update.n_samples, SAMPLES_MAX),
         len(update.tensors),
     )
-    body = head + bytes(table) + pack(signs) + pack(remainders) + pack(quotients)
+    dense = update.statistics.astype("<f2").tobytes()
+    body = head + bytes(table) + dense + pack(signs) + pack(remainders) + pack(quotients)
     return frame.encode(frame.Kind.UPDATE, body, CODEC_TERNARY)
 
 
-def decode(data: bytes, sizes: Sequence[int]) -> Update:
-    """Decode an UPDATE frame against the sizes of the model's tensors.
+def decode(data: bytes, sizes: Sequence[int], statistics: int = 0) -> Update:
+    """Decode an UPDATE frame against the sizes of the model's tensors, the last `statistics` of them dense.
 
     Raises RemoteWireError: the codes of `frame.decode`, `bad_codec`, `bad_tensors` (not this model's table),
     `bad_stream`, `bad_index` (outside its tensor) or `not_finite`.
@@ -110,9 +127,11 @@ def decode(data: bytes, sizes: Sequence[int]) -> Update:
     if len(body) < _HEAD.size:
         raise RemoteWireError("bad_frame", "the update ends inside its header")
     version, tag, base_hash, n_samples, count = _HEAD.unpack_from(body)
-    if count != len(sizes):
-        raise RemoteWireError("bad_tensors", f"{count} tensors where the model has {len(sizes)}")
-    entries, at = _read_table(body, sizes)
+    weights = sizes[: len(sizes) - statistics]
+    if count != len(weights):
+        raise RemoteWireError("bad_tensors", f"{count} tensors where the model has {len(weights)}")
+    entries, at = _read_table(body, weights)
+    changes, at = _read_statistics(body, at, sum(sizes) - sum(weights))
     total = sum(k for k, _, _ in entries)
     signs_end = at + (total + 7) // 8
     remainders_end = signs_end + (sum(k * r for k, r, _ in entries) + 7) // 8
@@ -122,7 +141,7 @@ def decode(data: bytes, sizes: Sequence[int]) -> Update:
     remainders = rice.BitReader(body[signs_end:remainders_end])
     quotients = rice.UnaryReader(body[remainders_end:], total)
     tensors = []
-    for (k, r, scale), size in zip(entries, sizes, strict=True):
+    for (k, r, scale), size in zip(entries, weights, strict=True):
         gaps = rice.decode(quotients.take(k), remainders.take(k * r), r)
         # A hostile quotient could overflow the running sum, so each gap is bounded before it is added.
         if k and int(gaps.max()) >= size:
@@ -133,7 +152,17 @@ def decode(data: bytes, sizes: Sequence[int]) -> Update:
         tensors.append(SparseTensor(indices, signs.take(k).astype(np.bool_), scale))
     signs.finish()
     remainders.finish()
-    return Update(version, base_hash, tag, n_samples, tuple(tensors))
+    return Update(version, base_hash, tag, n_samples, tuple(tensors), changes)
+
+
+def _read_statistics(body: memoryview, at: int, count: int) -> tuple[Halves, int]:
+    end = at + count * _HALF_BYTES
+    if end > len(body):
+        raise RemoteWireError("bad_stream", "the update ends inside its statistics")
+    changes = np.frombuffer(body[at:end], dtype="<f2").astype(np.float16)
+    if not np.isfinite(changes).all():
+        raise RemoteWireError("not_finite", "a change of a statistic is not finite")
+    return changes, end
 
 
 def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[list[tuple[int, int, float]], int]:

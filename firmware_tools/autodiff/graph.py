@@ -31,6 +31,7 @@ class Graph:
         self.opset = opset
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, Array] = {}
+        self.held: set[str] = set()  # observed tensors: no gradient flows through them
         self._shared: dict[tuple[str, Shape, bytes], str] = {}
         self._count = 0
 
@@ -39,6 +40,7 @@ class Graph:
         twin = Graph(self.opset)
         twin.nodes = list(self.nodes)
         twin.constants = dict(self.constants)
+        twin.held = set(self.held)
         twin._shared = dict(self._shared)
         twin._count = self._count
         return twin

@@ -7,8 +7,10 @@ With z = (x - mean) / deviation over some axes, the gradient of x is
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from firmware_tools.autodiff.elementwise import reduce_to
-from firmware_tools.autodiff.graph import Graph
+from firmware_tools.autodiff.graph import FLOAT, Graph
 from firmware_tools.autodiff.registry import Call, Gradients, gradient
 
 EPSILON = 1e-5  # the default of all four operators
@@ -16,15 +18,17 @@ EPSILON = 1e-5  # the default of all four operators
 
 @gradient("BatchNormalization", settings=(3, 4))
 def batch_normalization(call: Call) -> Gradients:
-    """Frozen: running mean and variance are constants, scale and bias are trained; training mode is refused."""
+    """With constant statistics a scaling per channel; with the batch's own moments their effect is included."""
     if call.attribute("training_mode", 0):
-        raise call.refused("its training mode is not supported, only running statistics are")
+        raise call.refused("give it statistics, or moments that other nodes compute")
     g, rank = call.graph, len(call.shape(call.x))
-    others = [i for i in range(rank) if i != 1]
     spread = g.add("Sqrt", g.add("Add", call.input(4), g.scalar(call.attribute("epsilon", EPSILON))))
+    if call.constant(3) is None:
+        return _batch_moments(call, spread, rank)
+    others = [i for i in range(rank) if i != 1]
     dx = dscale = db = None
     if call.wanted[0]:
-        factor = _column(g, g.add("Div", call.input(1), spread), rank)
+        factor = column(g, g.add("Div", call.input(1), spread), rank)
         dx = g.add("Mul", call.dy, factor)
     if call.wanted[1] or call.wanted[2]:
         db = g.add("ReduceSum", call.dy, g.ints(*others), keepdims=0)
@@ -33,6 +37,33 @@ def batch_normalization(call: Call) -> Gradients:
         moment = g.add("ReduceSum", g.add("Mul", call.dy, call.x), g.ints(*others), keepdims=0)
         dscale = g.add("Div", g.add("Sub", moment, g.add("Mul", call.input(3), str(db))), spread)
     return [dx, dscale, db]
+
+
+def _batch_moments(call: Call, spread: str, rank: int) -> Gradients:
+    """Mean and variance are held, and are those of x over all axes but the channels'.
+
+    With n values a channel, dx = a (dy - sum(dy) / n) - a (x - mean) sum(dy (x - mean)) / (n (variance + epsilon))
+    and a = scale / deviation. dy's part is one pass of the operator itself, with these factors.
+    """
+    g, x, mean = call.graph, call.x, call.input(3)
+    if mean not in g.held:
+        raise call.refused("its mean must be a constant or the batch's own")
+    channels = call.shape(x)[1]
+    others = g.ints(*(i for i in range(rank) if i != 1))
+    centred = g.add("Sub", x, column(g, mean, rank))
+    total = g.add("ReduceSum", call.dy, others, keepdims=0)
+    moment = g.add("ReduceSum", g.add("Mul", call.dy, centred), others, keepdims=0)
+    dx = None
+    if call.wanted[0]:
+        count = g.add("Div", g.add("Cast", g.add("Size", x), to=FLOAT), g.scalar(channels))
+        factor = g.add("Div", call.input(1), spread)
+        shift = g.add("Neg", g.add("Div", g.add("Mul", factor, total), count))
+        nothing, one = (g.constant(np.full(channels, v, dtype=np.float32)) for v in (0, 1))
+        lifted = g.add("BatchNormalization", call.dy, factor, shift, nothing, one, epsilon=0.0)
+        square = g.add("Mul", count, g.add("Mul", spread, spread))
+        tilt = g.add("Div", g.add("Mul", factor, moment), square)
+        dx = g.add("Sub", lifted, g.add("Mul", centred, column(g, tilt, rank)))
+    return [dx, g.add("Div", moment, spread) if call.wanted[1] else None, total if call.wanted[2] else None]
 
 
 @gradient("LayerNormalization")
@@ -60,7 +91,7 @@ def instance_normalization(call: Call) -> Gradients:
     z, spread = _standardised(g, call.x, axes, call.attribute("epsilon", EPSILON))
     dx = None
     if call.wanted[0]:
-        dx = _through(g, g.add("Mul", call.dy, _column(g, call.input(1), rank)), z, spread, axes)
+        dx = _through(g, g.add("Mul", call.dy, column(g, call.input(1), rank)), z, spread, axes)
     sums = [
         g.add("ReduceSum", t, g.ints(0, *axes), keepdims=0) if wants else None
         for t, wants in ((g.add("Mul", call.dy, z), call.wanted[1]), (call.dy, call.wanted[2]))
@@ -114,6 +145,6 @@ def _through(graph: Graph, dz: str, z: str, spread: str, axes: Sequence[int]) ->
     return graph.add("Div", graph.add("Sub", graph.add("Sub", dz, shift), tilt), spread)
 
 
-def _column(graph: Graph, vector: str, rank: int) -> str:
+def column(graph: Graph, vector: str, rank: int) -> str:
     """A vector over the channels, shaped to multiply a tensor of `rank` axes."""
     return graph.add("Reshape", vector, graph.ints(-1, *[1] * (rank - 2)))

@@ -91,13 +91,13 @@ def _is_plain_product(node: NodeProto | None) -> bool:
 
 
 def reached(graph: Graph, wanted: Iterable[str]) -> set[str]:
-    """The tensors through which a change of a `wanted` tensor shows; integers and booleans carry none."""
+    """The tensors through which a change of a `wanted` tensor shows; integers, booleans and held ones carry none."""
     active = set(wanted)
     for node in graph.nodes:
         if not _steps(node) and any(
             name in active and i not in SETTINGS.get(node.op_type, ()) for i, name in enumerate(node.input)
         ):
-            active.update(node.output)
+            active.update(name for name in node.output if name not in graph.held)
     return active
 
 

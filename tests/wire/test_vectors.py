@@ -35,11 +35,13 @@ def test_updates_have_these_bytes(vector):
         vector["tag"],
         vector["n_samples"],
         tensors,
+        np.array(vector.get("statistics", []), dtype=np.float16),
     )
     data = bytes.fromhex(vector["frame"])
 
     assert sparse.encode(update) == data
-    decoded = sparse.decode(data, vector["sizes"])
+    decoded = sparse.decode(data, vector["sizes"], len(vector["sizes"]) - len(tensors))
+    assert decoded.statistics.tolist() == vector.get("statistics", [])
     assert decoded.base_hash == update.base_hash
     assert (decoded.base_version, decoded.tag, decoded.n_samples) == (
         update.base_version,

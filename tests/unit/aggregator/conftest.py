@@ -72,7 +72,7 @@ class Site:
     async def update(self, device, seed, base=None, uid=None):
         job = self.engine.jobs["job"]
         base = job.version if base is None else base
-        frame = make_frame(job.bundle.sizes, seed, base, bytes.fromhex(job.recent[base].model_hash))
+        frame = make_frame(job.bundle, seed, base, bytes.fromhex(job.recent[base].model_hash))
         await self.append(
             device, Kind.UPDATE, UpdateRecord(self.clock(), frame, len(frame)), uid or self.uid(device)
         )
@@ -92,19 +92,27 @@ class Site:
         await self.engine._step()
 
 
-def make_frame(sizes, seed, base, base_hash):
+def make_frame(bundle, seed, base, base_hash):
     rng = np.random.default_rng(seed)
     tensors = []
-    for size in sizes:
-        indices = np.flatnonzero(rng.random(size) < 0.2).astype(np.int64)
+    for tensor in bundle.tensors:
+        indices = np.flatnonzero(rng.random(tensor.size) < 0.2).astype(np.int64)
         scale = float(np.float16(rng.uniform(0.001, 0.1))) if len(indices) else 0.0
         tensors.append(SparseTensor(indices, rng.random(len(indices)) < 0.5, scale))
-    return encode_update(Update(base, base_hash, seed, 10, tuple(tensors)))
+    changes = rng.standard_normal(sum(t.size for t in bundle.statistics)).astype(np.float16)
+    return encode_update(Update(base, base_hash, seed, 10, tuple(tensors), changes))
 
 
 @pytest.fixture(scope="session")
 def bundle() -> bytes:
     return compile_training(cnn1d(channels=2, length=8, classes=3, widths=(4, 4))).to_bytes()
+
+
+@pytest.fixture(scope="session")
+def observing_bundle() -> bytes:
+    """A bundle whose model has statistics: the ranges of its activations."""
+    model = cnn1d(channels=2, length=8, classes=3, widths=(4, 4))
+    return compile_training(model, quantize="int8").to_bytes()
 
 
 @pytest.fixture

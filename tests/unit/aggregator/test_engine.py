@@ -38,11 +38,13 @@ def test_a_full_buffer_makes_a_version(drive, bundle):
     drive(body)
 
 
-def test_replaying_the_log_ranges_of_a_manifest_gives_the_same_bytes(drive, bundle):
+@pytest.mark.parametrize("kind", ["bundle", "observing_bundle"])
+def test_replaying_the_log_ranges_of_a_manifest_gives_the_same_bytes(drive, kind, request):
     """I2: a version can be made again from its manifest, its parent and the log, whatever the order."""
 
     async def body(site):
-        job = await site.start_job(bundle, buffer_size=4)
+        job = await site.start_job(request.getfixturevalue(kind), buffer_size=4, server_lr=1.5)
+        statistics = len(job.bundle.statistics)
         for seed in range(12):
             await site.update(f"dev-{seed % 5}", seed, base=max(0, job.version - seed % 2))
             await site.step()
@@ -56,10 +58,10 @@ def test_replaying_the_log_ranges_of_a_manifest_gives_the_same_bytes(drive, bund
                 for entry in reversed(await site.ports.log.read(partition, after, 1000)):
                     if entry.offset <= upto and entry.kind is Kind.UPDATE:
                         update = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
-                        fold.add(sparse.decode(update.frame, job.bundle.sizes))
+                        fold.add(sparse.decode(update.frame, job.bundle.sizes, statistics))
             before = await load_model(site.ports.blobs, parent, job.bundle.sizes)
-            steps = [t.step_exp for t in job.bundle.tensors]
-            again = commit(before, steps, fold, manifest.weights, manifest.server_lr)
+            steps = [t.step_exp for t in job.bundle.table]
+            again = commit(before, steps, fold, manifest.weights, manifest.server_lr, statistics=statistics)
             after = await load_model(site.ports.blobs, manifest, job.bundle.sizes)
             assert all(np.array_equal(a, b) for a, b in zip(again, after, strict=True))
             assert fold.count == sum(manifest.bases.values())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.commit import commit
-from aggregator.fold import Fold
+from aggregator.fold import Bucket, Fold
 from aggregator.spec import FRACTION_BITS
 from aggregator.staleness import polynomial
 from edge_client.wire.sparse import SparseTensor, Update
@@ -77,6 +77,37 @@ def test_no_delay_gives_fedavg_to_the_last_bit():
                 exact[index] += -unit if negative else unit
         move = [np.rint(np.ldexp(v * (1.0 / total), -step_exp - FRACTION_BITS)) for v in map(float, exact)]
         assert np.array_equal(result[i], values + np.array(move).astype(np.int32))
+
+
+def with_statistics(seed, base, n_samples, changes):
+    update = make_update(seed, base, n_samples)
+    own = [getattr(update, name) for name in update.__slots__[:-1]]
+    return Update(*own, np.array(changes, dtype=np.float16))
+
+
+def test_statistics_move_to_the_weighted_mean_of_the_devices():
+    """I2: neither the server's learning rate nor staleness shrinks or stretches what devices observed."""
+    fold = Fold((*SIZES, 2), "samples")
+    fold.add(with_statistics(1, 0, 30, [4.0, -1.0]))
+    fold.add(with_statistics(2, 3, 10, [0.0, 3.0]))
+    grid = tuple(np.zeros(size, dtype=np.int32) for size in (*SIZES, 2))
+    weights = {0: 0.5, 3: 1.0}
+
+    result = commit(grid, (*STEP_EXPS, -16), fold, weights, server_lr=1.7, statistics=1)
+
+    first = (0.5 * 30 * 4.0 + 10 * 0.0) / (0.5 * 30 + 10)
+    second = (0.5 * 30 * -1.0 + 10 * 3.0) / (0.5 * 30 + 10)
+    assert result[-1].tolist() == [round(first * 2**16), round(second * 2**16)]
+    plain = commit(grid[:-1], STEP_EXPS, folded_weights(fold), weights, server_lr=1.7)
+    assert all(np.array_equal(a, b) for a, b in zip(result[:-1], plain, strict=True))
+
+
+def folded_weights(fold):
+    """The same buffer without its statistics."""
+    twin = Fold(SIZES, "samples")
+    for base, bucket in fold.buckets.items():
+        twin.buckets[base] = Bucket(bucket.sums[: sum(SIZES)], bucket.weight, bucket.count)
+    return twin
 
 
 def test_stale_updates_count_less_and_never_vanish():

@@ -2,10 +2,12 @@
 
 import json
 
+import msgspec
 import pytest
 
 from aggregator.errors import RefusedError
-from aggregator.spec import parse
+from aggregator.spec import check_bundle, parse
+from edge_client.bundle import TensorSpec, open_bundle
 
 GOOD = {"name": "exercise", "bundle": "a" * 64, "dataset": "wrist-imu"}
 
@@ -68,6 +70,19 @@ def test_a_bad_value_is_named(fields, word):
 def test_a_buffer_that_could_overflow_is_refused():
     """I2: K * norm_max * n_max * scale < 2**63 is proved before the job starts."""
     assert "overflow" in str(refusal(buffer_size=100_000, norm_max=1e5, weighting="samples"))
+
+
+def test_a_buffer_of_statistics_that_could_overflow_is_refused(bundle, tmp_path):
+    """I2: changes of statistics are bounded by float16 alone, which limits the buffer of a job that has any."""
+    (tmp_path / "b").write_bytes(bundle)
+    plain = open_bundle(tmp_path / "b").manifest
+    observing = msgspec.structs.replace(plain, statistics=(TensorSpec("mean", (2,), -16),))
+    spec = parse(json.dumps({**GOOD, "buffer_size": 130, "weighting": "samples", "norm_max": 1}).encode())
+
+    check_bundle(spec, plain)
+    check_bundle(msgspec.structs.replace(spec, buffer_size=128), observing)
+    with pytest.raises(RefusedError, match=r"statistic.*overflow"):
+        check_bundle(spec, observing)
 
 
 def test_not_json_is_refused():

@@ -54,6 +54,17 @@ def code(verdict):
     return verdict.code if isinstance(verdict, Reject) else ""
 
 
+def test_statistics_are_judged_with_the_weights():
+    """I11: a job with statistics takes finite changes of just its own; a job without takes none."""
+    observing = msgspec.structs.replace(JOB, sizes=(*SIZES, 2), statistics=1)
+    sound, wild = (changed(statistics=np.array([1.0, v], dtype=np.float16)) for v in (3.0, np.inf))
+
+    assert isinstance(judge(sound, job=observing), Accept)
+    assert code(judge(wild, job=observing)) == "not_finite"
+    assert code(judge(sound)) == "bad_stream"
+    assert code(judge(job=observing)) == "bad_stream"
+
+
 def test_good_update_is_accepted_as_it_came():
     """A good update becomes a record of its time, its very bytes and what it cost on the wire."""
     data = sparse.encode(GOOD)

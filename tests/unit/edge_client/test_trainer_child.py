@@ -266,3 +266,28 @@ def test_a_child_that_really_runs_out_of_memory_says_so_or_dies(task):
         child.kill()
 
     assert answer is None or (isinstance(answer, Failed) and answer.code == "out_of_memory")
+
+
+def test_statistics_travel_with_the_update_and_without_a_residual(child, task, tmp_path):
+    """I8: what training observed of activations goes with the update as aggregates, beside the sparse weights."""
+    model = cnn1d(channels=2, length=16, classes=3, widths=(4, 6))
+    observing = compile_training(model, quantize="int8", learning_rate=0.05)
+    observing.save(tmp_path / "observing.bundle")
+    base = grid.decode(observing.members[PARAMS], observing.manifest.sizes)
+    observed = changed(
+        task,
+        bundle_path=str(tmp_path / "observing.bundle"),
+        workspace=str(tmp_path / "other"),
+        version_hash=base.model_hash.hex(),
+        model_paths=(),
+    )
+    (tmp_path / "other").mkdir()
+    answer = child.perform(observed)
+    count = len(observing.manifest.statistics)
+    update = sparse.decode(answer.frame, observing.manifest.sizes, count)
+
+    assert count == 3
+    lows, highs = update.statistics[::2], update.statistics[1::2]
+    assert (lows <= 0).all()
+    assert (highs > 0.1).all()
+    assert len(answer.residual_accepted) == 2 * observing.manifest.parameters

@@ -104,31 +104,40 @@ def exported(module, shape, *, dynamo):
     return onnx.load_from_string(file.getvalue())
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("name", MODELS)
-def test_twenty_steps_equal_pytorch(tmp_path, name, dynamo):
-    """Losses and parameters of twenty SGD steps agree with PyTorch's autograd to 1e-4 of their norm."""
-    if dynamo:
-        pytest.importorskip("onnxscript")
+def module_of(name):
+    """A model with weights and running statistics of its own; exporters merge tensors of equal values."""
     torch.manual_seed(0)
     build, shape = MODELS[name]
-    module = build().eval()
-    for parameter in module.parameters():  # exporters merge tensors of equal values
+    module = build()
+    for parameter in module.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.uniform_(-0.2, 0.2)
             part.running_var.uniform_(0.5, 1.5)
-    model = exported(module, shape, dynamo=dynamo)
+    return module, shape
+
+
+def state_of(module):
+    """PyTorch's state under our names: a running variance is kept as its root."""
+    state = {k: v.detach().numpy() for k, v in module.state_dict().items() if v.is_floating_point()}
+    return {
+        k + ".root" * k.endswith("running_var"): np.sqrt(v) if k.endswith("running_var") else v
+        for k, v in state.items()
+    }
+
+
+def assert_twenty_equal_steps(path, module, shape, model, **options):
+    """Losses and every tensor of the same name agree after the same steps on the same batches."""
     session = TrainingSession(
-        compile_training(model, optimizer="sgd", quantize="none").save(tmp_path / "net.bundle")
+        compile_training(model, optimizer="sgd", quantize="none", **options).save(path / "net.bundle")
     )
-    exact = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    exact = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer} | state_of(module)
     session.load({key: exact.get(key, value) for key, value in session.params.items()})
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
-    x, y = torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))
     ours, theirs = [], []
     for _ in range(STEPS):
+        x, y = torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(module(x), y)
         loss.backward()
@@ -137,10 +146,35 @@ def test_twenty_steps_equal_pytorch(tmp_path, name, dynamo):
         ours.append(session.step(x.numpy(), y.numpy(), RATE))
 
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    compared = 0
-    for key, value in module.state_dict().items():
-        if key in session.params and tuple(value.shape) == session.params[key].shape:
-            error = np.linalg.norm(session.params[key] - value.numpy()) / np.linalg.norm(value.numpy())
-            assert error < 1e-4, key
-            compared += 1
-    assert compared >= 2
+    found, compared = session.params, set()
+    for key, value in state_of(module).items():
+        if key in found and value.shape == found[key].shape:
+            assert np.linalg.norm(found[key] - value) < 1e-4 * np.linalg.norm(value), key
+            compared.add(key)
+    assert len(compared) >= 2
+    return compared
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", MODELS)
+def test_twenty_steps_equal_pytorch(tmp_path, name, dynamo):
+    """Losses and parameters of twenty SGD steps agree with PyTorch's autograd to 1e-4 of their norm."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    module, shape = module_of(name)
+    module.eval()
+
+    assert_twenty_equal_steps(
+        tmp_path, module, shape, exported(module, shape, dynamo=dynamo), batch_norm="frozen"
+    )
+
+
+@pytest.mark.parametrize("name", ["cnn", "ds-cnn"])
+def test_batch_normalization_trains_like_pytorch(tmp_path, name):
+    """In training mode the batch's moments normalise, and running means and deviations follow PyTorch's."""
+    module, shape = module_of(name)
+    model = exported(module.eval(), shape, dynamo=False)
+
+    compared = assert_twenty_equal_steps(tmp_path, module.train(), shape, model, batch_norm="train")
+
+    assert {"1.running_mean", "1.running_var.root"} <= compared

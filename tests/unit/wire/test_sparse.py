@@ -60,6 +60,51 @@ def test_updates_round_trip(pair):
     assert got.norm() == update.norm()
 
 
+def observed():
+    """An update of a model whose last two tensors are statistics of 2 and 1 values."""
+    update, sizes = example()
+    changes = np.array([0.5, -65504.0, 2.0**-24], dtype=np.float16)
+    return (
+        Update(update.base_version, update.base_hash, update.tag, 40, update.tensors, changes),
+        (*sizes, 2, 1),
+    )
+
+
+def test_statistics_travel_dense_behind_the_weights():
+    """Changes of statistics come back exactly as float16, two bytes each, and are no part of the norm."""
+    update, sizes = observed()
+    data = sparse.encode(update)
+
+    got = sparse.decode(data, sizes, statistics=2)
+
+    assert got.statistics.tolist() == update.statistics.tolist()
+    assert len(data) == len(sparse.encode(example()[0])) + 6
+    assert got.norm() == example()[0].norm()
+
+
+def test_a_change_of_a_statistic_must_be_finite():
+    """I11: an infinite or undefined change is refused before anything is folded."""
+    update, sizes = observed()
+    for bad in (np.inf, -np.inf, np.nan):
+        update.statistics[1] = bad
+        with pytest.raises(RemoteWireError) as caught:
+            sparse.decode(sparse.encode(update), sizes, statistics=2)
+
+        assert caught.value.code == "not_finite"
+
+
+def test_statistics_a_model_does_not_have_are_refused():
+    """I11: an update with more or fewer statistics than the model's table is no update of that model."""
+    (update, sizes), (plain, weights) = observed(), example()
+    for data, table, count in (
+        (sparse.encode(update), weights, 0),
+        (sparse.encode(plain), sizes, 2),
+        (sparse.encode(update), (*weights, 2, 1, 9), 3),
+    ):
+        with pytest.raises(RemoteWireError):
+            sparse.decode(data, table, statistics=count)
+
+
 def test_dense_form_is_sign_times_scale():
     """Values lie at their indices, zeros elsewhere."""
     tensor = example()[0].tensors[0]
@@ -82,15 +127,15 @@ def test_any_changed_byte_is_detected():
 
 def test_any_truncation_is_detected():
     """Every proper prefix of a frame is refused, and so is every prefix of its body under a right CRC."""
-    update, sizes = example()
-    data = sparse.encode(update)
-    _, _, body = frame.decode(data)
-    for end in range(len(data)):
-        with pytest.raises(RemoteWireError):
-            sparse.decode(data[:end], sizes)
-    for end in range(len(body)):
-        with pytest.raises(RemoteWireError):
-            sparse.decode(sealed(body[:end]), sizes)
+    for (update, sizes), count in ((example(), 0), (observed(), 2)):
+        data = sparse.encode(update)
+        _, _, body = frame.decode(data)
+        for end in range(len(data)):
+            with pytest.raises(RemoteWireError):
+                sparse.decode(data[:end], sizes, count)
+        for end in range(len(body)):
+            with pytest.raises(RemoteWireError):
+                sparse.decode(sealed(body[:end]), sizes, count)
 
 
 @given(st.binary(max_size=300))

@@ -1,0 +1,231 @@
+"""The forward pass of the three graphs: the model with normalisation, fake quantisation and what it observes.
+
+Training, evaluation and inference differ where a layer keeps statistics: training uses the batch's own and
+carries the running ones on, the others use the running ones. Statistics are tensors of the model beside the
+trained ones; nobody differentiates through them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Self, get_args
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, Array, Graph, Shape, shapes_of
+from firmware_tools.autodiff.normalization import EPSILON, column
+from firmware_tools.errors import OptionError
+from firmware_tools.prepare import Network
+from firmware_tools.quantize import fake_quantize, fake_quantize_within, weight_axis
+
+Mode = Literal["train", "eval", "infer"]
+Quantize = Literal["int8", "int8-weights", "none"]
+BatchNorm = Literal["train", "frozen"]
+Normalize = tuple[Sequence[float], Sequence[float]]
+
+BATCH_NORM_DECAY = 0.9  # the default of the ONNX operator: what a running statistic keeps of itself in a step
+RANGE_DECAY = (
+    0.9  # the same for ranges: a task of 20 steps forgets the old range, one outlier moves it by a tenth
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the forward pass differs from the model as it came."""
+
+    quantize: Quantize
+    batch_norm: BatchNorm
+    normalize: Normalize | None
+
+    @classmethod
+    def of(cls, quantize: str, batch_norm: str, normalize: Normalize | None) -> Self:
+        """Checked options; raises OptionError."""
+        for name, value, kind in (("quantize", quantize, Quantize), ("batch_norm", batch_norm, BatchNorm)):
+            if value not in get_args(kind):
+                raise OptionError(f"{name} {value!r} is not known; known: {', '.join(get_args(kind))}")
+        return cls(quantize, batch_norm, normalize)  # type: ignore[arg-type]  # both were just checked
+
+
+@dataclass
+class Forward:
+    """The model from `x` to `logits`.
+
+    `statistics` maps the name of each to its initial value, float32, in the order of the table; `carried` maps
+    it to the tensor that holds its next value, in training only.
+    """
+
+    graph: Graph
+    statistics: dict[str, Array] = field(default_factory=dict)
+    carried: dict[str, str] = field(default_factory=dict)
+
+
+def build(network: Network, parameters: Mapping[str, Array], options: Options, mode: Mode) -> Forward:
+    """Lay out the forward pass; trainable tensors and statistics are inputs of the graph.
+
+    Raises OptionError, or ModelError when the shapes of the model cannot be inferred.
+    """
+    return _Builder(network, parameters, options, mode).build()
+
+
+class _Builder:
+    """Walks the model's nodes once, in their order, so that the three modes name the same statistics."""
+
+    def __init__(
+        self, network: Network, parameters: Mapping[str, Array], options: Options, mode: Mode
+    ) -> None:
+        self._network = network
+        self._parameters = parameters
+        self._options = options
+        self._mode = mode
+        self._graph = Graph(network.opset)
+        constants = {k: v for k, v in network.constants.items() if k not in parameters}
+        self._graph.constants.update(constants)
+        self._forward = Forward(self._graph)
+        self._uses = Counter(name for node in network.nodes for name in node.input)
+        self._weights: dict[tuple[str, int], str] = {}
+        self._activations: dict[str, str] = {}
+
+    def build(self) -> Forward:
+        options, graph = self._options, self._graph
+        sample = self._network.sample_shape
+        source = normalized(graph, "x", sample, options.normalize) if options.normalize else "x"
+        for original in self._network.nodes:
+            node = NodeProto()
+            node.CopyFrom(original)
+            node.input[:] = [source if name == "x" else name for name in node.input]
+            if options.quantize != "none":
+                self._quantize(node)
+            if node.op_type == "BatchNormalization" and self._observed(node):
+                self._batch_norm(node)
+            else:
+                graph.nodes.append(node)
+        if options.quantize != "none" and not self._weights:
+            raise OptionError(
+                "the model has no weight of a Conv, Gemm or MatMul to quantise; use quantize='none'"
+            )
+        return self._forward
+
+    def _quantize(self, node: NodeProto) -> None:
+        """Round the weight of a product, and what it is multiplied with."""
+        weight = node.input[1] if len(node.input) > 1 else ""
+        if weight not in self._network.constants:
+            return
+        shape = self._network.constants[weight].shape
+        axis = weight_axis(node, weight, len(shape))
+        if axis is None:
+            return
+        if (weight, axis) not in self._weights:
+            self._weights[weight, axis] = fake_quantize(self._graph, weight, shape, axis)
+        if self._options.quantize == "int8":
+            node.input[0] = self._activation(node.input[0])
+        node.input[1] = self._weights[weight, axis]
+
+    def _activation(self, tensor: str) -> str:
+        """`tensor` rounded within its range, which is observed once however many layers read it."""
+        if tensor not in self._activations:
+            graph = self._graph
+            span = self._statistic(f"{tensor}.range", np.zeros(2, dtype=np.float32))
+            used = span
+            if self._mode != "infer":
+                batch = self._batch_range(tensor)
+                low, high = graph.add_many("Split", span, outputs=("", ""), num_outputs=2)
+                known = graph.add("Less", low, high)
+                kept = self._mixed(span, batch, RANGE_DECAY) if self._mode == "train" else span
+                # A range nobody has observed yet is (0, 0): the batch's own stands in.
+                used = graph.add("Where", known, kept, batch)
+                graph.held.add(used)
+            if self._mode == "train":
+                self._forward.carried[span] = used
+            self._activations[tensor] = fake_quantize_within(graph, tensor, used)
+        return self._activations[tensor]
+
+    def _batch_range(self, tensor: str) -> str:
+        graph = self._graph
+        edges = [
+            graph.add("Reshape", graph.add(op, tensor, keepdims=0), graph.ints(1))
+            for op in ("ReduceMin", "ReduceMax")
+        ]
+        return graph.add("Concat", *edges, axis=0)
+
+    def _observed(self, node: NodeProto) -> bool:
+        """Whether a BatchNormalization keeps statistics: it is trained itself, and has constants to begin from."""
+        trained = any(name in self._parameters for name in node.input[1:3])
+        constant = all(name in self._network.constants for name in node.input[3:5])
+        return self._options.batch_norm == "train" and trained and constant
+
+    def _batch_norm(self, node: NodeProto) -> None:
+        """Normalise by the batch's moments in training, by the running ones elsewhere.
+
+        A variance is kept as its root, the deviation, which needs half the orders of magnitude on the grid.
+        """
+        graph, constants = self._graph, self._network.constants
+        values = [constants[name].astype(np.float32) for name in node.input[3:5]]
+        mean = self._statistic(node.input[3], values[0])
+        deviation = self._statistic(f"{node.input[4]}.root", np.sqrt(values[1]))
+        variance = graph.add("Mul", deviation, deviation)
+        if self._mode == "train":
+            own_mean, own_variance, unbiased = self._moments(
+                node.input[0], len(self._shapes[node.output[0]]), len(values[0])
+            )
+            given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            decay = given.get("momentum", BATCH_NORM_DECAY)
+            self._forward.carried[mean] = self._mixed(mean, own_mean, decay)
+            self._forward.carried[deviation] = graph.add("Sqrt", self._mixed(variance, unbiased, decay))
+            mean, variance = own_mean, own_variance
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), EPSILON)
+        graph.add(
+            "BatchNormalization", *node.input[:3], mean, variance, output=node.output[0], epsilon=epsilon
+        )
+
+    def _moments(self, x: str, rank: int, channels: int) -> tuple[str, str, str]:
+        """Mean and variance of the batch per channel, and the variance for the running one, divided by n - 1.
+
+        PyTorch and TensorFlow's fused kernel divide so; the ONNX operator itself by n.
+        """
+        graph = self._graph
+        others = graph.ints(*(i for i in range(rank) if i != 1))
+        mean = graph.add("ReduceMean", x, others, keepdims=0)
+        centred = graph.add("Sub", x, column(graph, mean, rank))
+        variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), others, keepdims=0)
+        graph.held.update((mean, variance))
+        size = graph.add("Cast", graph.add("Size", x), to=FLOAT)
+        count = graph.add("Div", size, graph.scalar(channels))
+        others_count = graph.add("Max", graph.add("Sub", count, graph.scalar(1.0)), graph.scalar(1.0))
+        unbiased = graph.add("Mul", variance, graph.add("Div", count, others_count))
+        return mean, variance, unbiased
+
+    @cached_property
+    def _shapes(self) -> dict[str, Shape]:
+        """Shapes of the model's own tensors; inferred only where a layer needs a rank."""
+        plain = Graph(self._network.opset)
+        plain.nodes, plain.constants = list(self._network.nodes), dict(self._network.constants)
+        return shapes_of(plain, {"x": (DYNAMIC, *self._network.sample_shape)}, ["logits"])
+
+    def _mixed(self, old: str, new: str, decay: float) -> str:
+        graph = self._graph
+        kept = graph.add("Mul", old, graph.scalar(decay))
+        return graph.add("Add", kept, graph.add("Mul", new, graph.scalar(1.0 - decay)))
+
+    def _statistic(self, name: str, value: Array) -> str:
+        """A new statistic under this name; exporters merge equal initializers, so it may be taken."""
+        shared = {n for n in self._network.constants if self._uses[n] > 1}
+        taken = self._forward.statistics.keys() | self._parameters.keys() | shared
+        while name in taken:
+            name += "_"
+        self._forward.statistics[name] = value
+        self._graph.constants.pop(name, None)
+        return name
+
+
+def normalized(graph: Graph, tensor: str, sample: Shape, normalize: Normalize) -> str:
+    """(tensor - mean) / std per channel; raises OptionError when the settings do not fit the sample."""
+    mean, std = (np.asarray(v, dtype=np.float32).ravel() for v in normalize)
+    if not len(mean) == len(std) == sample[0]:
+        raise OptionError(f"{len(mean)} means and {len(std)} deviations for {sample[0]} channels")
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise OptionError("means must be finite and standard deviations positive")
+    extents = (sample[0], *[1] * (len(sample) - 1))
+    centred = graph.add("Sub", tensor, graph.constant(mean.reshape(extents)))
+    return graph.add("Mul", centred, graph.constant((np.float32(1) / std).reshape(extents)))
