@@ -33,7 +33,7 @@ def predict(model, x):
 
 
 def on_grid(session):
-    tensors = session.bundle.manifest.tensors
+    tensors = session.bundle.manifest.table
     return [grid.to_grid(session.params[t.name], t.step_exp) for t in tensors]
 
 
@@ -59,7 +59,7 @@ def test_int8_export_answers_as_the_trained_model(models, tmp_path):
     compiled = compile_training(models.lenet())
     session = trained(compiled, tmp_path, (x, y), 40)
     values = on_grid(session)
-    tensors = compiled.manifest.tensors
+    tensors = compiled.manifest.table
     session.load(
         {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in zip(tensors, values, strict=True)}
     )

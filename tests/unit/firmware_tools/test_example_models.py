@@ -52,7 +52,7 @@ def multiply_adds(model):
 
 
 def exported(session, compiled, form):
-    tensors = compiled.manifest.tensors
+    tensors = compiled.manifest.table
     values = [grid.to_grid(session.params[t.name], t.step_exp) for t in tensors]
     model = export_model(compiled.members[INFER], compiled.manifest, values, format=form)
     return ort.InferenceSession(model, providers=["CPUExecutionProvider"])

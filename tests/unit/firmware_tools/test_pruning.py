@@ -49,7 +49,7 @@ def test_frozen_tensors_keep_every_bit(source, models, tmp_path, quantize):
     x, y = models.blobs((2, 16), 3, 32)
     for _ in range(5):
         session.step(x, y, 0.05)
-    values = [grid.to_grid(session.params[t.name], t.step_exp) for t in compiled.manifest.tensors]
+    values = [grid.to_grid(session.params[t.name], t.step_exp) for t in compiled.manifest.table]
     exported = onnx.load_from_string(export_model(compiled.members[INFER], compiled.manifest, values))
     after = {t.name: numpy_helper.to_array(t) for t in exported.graph.initializer}
     frozen = {t.name: numpy_helper.to_array(t) for t in source.graph.initializer if t.name not in before}
