@@ -12,7 +12,7 @@ Three things make an unprivileged root that behaves like a Raspberry Pi 4:
   and a process started with `sys.executable` is a script again, which the host's kernel can run. That is how the
   daemon starts its trainer child without binfmt_misc.
 - Files that the emulator finds under the root hide the host's: `/proc/cpuinfo` and `/sys/devices/system/cpu` tell
-  of four Cortex-A72. ONNX Runtime reads both when it is imported and crashes on the host's.
+  of four Cortex-A72. ONNX Runtime reads both when it is imported and crashes when neither tells of ARM cores.
 - The wheels are those of pip's own resolver for the platform, with the version of ONNX Runtime that the tests
   compare with.
 """
@@ -120,7 +120,9 @@ def build() -> Path:
         python = (root / "usr/bin/python3").readlink().name
         _virtual_environment(made, python)
         wheels = _wheels(made, python)
-        _run([made / "venv/bin/python3", "-c", f"import {MODULES}"])  # it works, and its bytecode is cached
+        _run(
+            [made / "venv/bin/python3", "-I", "-c", f"import {MODULES}"]
+        )  # it works, and its bytecode is cached
         shutil.rmtree(work)
         partial = made / f"{CONTENTS}.part"
         partial.write_text("\n".join([*sorted(deb.name for deb in debs), *wheels]) + "\n")
