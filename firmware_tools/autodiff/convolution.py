@@ -1,9 +1,9 @@
 """Gradient rules of convolutions in any number of spatial dimensions."""
 
-import itertools
 import math
 
-from firmware_tools.autodiff.graph import Graph, Shape
+from firmware_tools.autodiff.correlation import layout_of, moved, spread, weight_gradient
+from firmware_tools.autodiff.graph import Graph
 from firmware_tools.autodiff.registry import Call, Gradients, gradient
 from firmware_tools.autodiff.window import Window, window_of
 
@@ -17,10 +17,10 @@ def conv(call: Call) -> Gradients:
     dx = _input_gradient(call, window, groups) if call.wanted[0] else None
     dw = db = None
     if call.wanted[1] or call.wants(2):
-        g = call.graph
-        rows = _rows(g, call.dy, shape[0], len(shape))
-        dw = _weight_gradient(g, window, (call.x, rows), shape, groups) if call.wanted[1] else None
-        db = g.add("ReduceSum", rows, g.ints(1), keepdims=0) if call.wants(2) else None
+        g, layout = call.graph, layout_of(window, shape, groups)
+        flat = spread(g, layout, call.dy)
+        dw = weight_gradient(g, layout, call.x, moved(g, layout, flat)) if call.wanted[1] else None
+        db = g.add("ReduceSum", flat, g.ints(1), keepdims=0) if call.wants(2) else None
     return [dx, dw, db]
 
 
@@ -37,8 +37,8 @@ def conv_transpose(call: Call) -> Gradients:
             dilations=list(window.dilations), group=groups,
         )  # fmt: skip
     if call.wanted[1]:
-        rows = _rows(g, call.x, shape[0], rank)
-        dw = _weight_gradient(g, window, (call.dy, rows), shape, groups)
+        layout = layout_of(window, shape, groups)
+        dw = weight_gradient(g, layout, call.dy, moved(g, layout, spread(g, layout, call.x)))
     if call.wants(2):
         db = g.add("ReduceSum", call.dy, g.ints(0, *range(2, rank)), keepdims=0)
     return [dx, dw, db]
@@ -59,11 +59,6 @@ def _transposed_window(call: Call, kernel: tuple[int, ...]) -> Window:
         source=call.spatial(call.y),
         result=call.spatial(call.x),
     )
-
-
-def _rows(graph: Graph, tensor: str, channels: int, rank: int) -> str:
-    """[channels, N*spatial]: channels first, so that weight and bias gradients are one product and one row sum."""
-    return graph.add("Reshape", _swap(graph, tensor, rank), graph.ints(channels, -1))
 
 
 def _swap(graph: Graph, tensor: str, rank: int) -> str:
@@ -100,38 +95,3 @@ def _input_gradient(call: Call, window: Window, groups: int) -> str:
         "ConvTranspose", call.dy, weight, strides=list(window.strides), dilations=list(window.dilations),
         pads=window.pads, output_padding=missing, group=groups,
     )  # fmt: skip
-
-
-def _weight_gradient(
-    graph: Graph, window: Window, operands: tuple[str, str], shape: Shape, groups: int
-) -> str:
-    """Product of the output gradient's rows with the input's columns, one column block per kernel position.
-
-    `operands` are the input and the rows. Blocks lie as [C, kernel, N*spatial], so the product already has the
-    weight's layout.
-    """
-    source, rows = operands
-    columns = _columns(graph, source, window)
-    if groups == 1:
-        flat = graph.add("Reshape", columns, graph.ints(math.prod(shape[1:]), -1))
-        return graph.add("Reshape", graph.add("Gemm", rows, flat, transB=1), graph.ints(*shape))
-    left = graph.add("Reshape", rows, graph.ints(groups, shape[0] // groups, -1))
-    right = graph.add("Reshape", columns, graph.ints(groups, math.prod(shape[1:]), -1))
-    product = graph.add("MatMul", left, graph.add("Transpose", right, perm=[0, 2, 1]))
-    return graph.add("Reshape", product, graph.ints(*shape))
-
-
-def _columns(graph: Graph, source: str, window: Window) -> str:
-    """The input under each kernel position, [C, positions, N, *result]."""
-    g, rank = graph, len(window.kernel)
-    swapped = _swap(g, source, rank + 2)
-    if window.padded:
-        swapped = g.add("Pad", swapped, g.ints(0, 0, *window.begin, 0, 0, *window.end))
-    axes = g.ints(*range(2, rank + 2))
-    blocks = []
-    for position in itertools.product(*(range(k) for k in window.kernel)):
-        start = [p * d for p, d in zip(position, window.dilations, strict=True)]
-        stop = [a + (m - 1) * s + 1 for a, m, s in zip(start, window.result, window.strides, strict=True)]
-        block = g.add("Slice", swapped, g.ints(*start), g.ints(*stop), axes, g.ints(*window.strides))
-        blocks.append(g.add("Unsqueeze", block, g.ints(1)))
-    return blocks[0] if len(blocks) == 1 else g.add("Concat", *blocks, axis=1)

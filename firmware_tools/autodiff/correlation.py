@@ -1,0 +1,281 @@
+"""The gradients of a convolution as products of large matrices.
+
+Input and output gradient are laid out as [channels, batch * grid] over a common grid of positions with zeros
+between rows and between samples, so that what lies under another kernel position lies a constant distance away:
+a column is one contiguous copy instead of one per image row. The positions along all axes but one shift the
+input, those along the last one shift the output gradient, and one product pairs them all: a 3x3 kernel needs
+three and three copies instead of nine. With strides, the input is first taken apart into its phases.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from firmware_tools.autodiff.graph import Graph, Shape
+from firmware_tools.autodiff.window import Window
+
+_TO_THE_END = 2**31 - 1
+# A product with fewer rows than this takes up to twice the time of its transpose (16 x 32768 x 144: 3.7 and 2.0 ms).
+_LEFT_ROWS_MIN = 48
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """A kernel position: the phase of the input it reads, and how far from where it stands."""
+
+    phase: tuple[int, ...]
+    shift: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the gradients of one convolution are laid out; its kernel is [O, C / groups, *kernel].
+
+    The positions of axis `moving` shift the output gradient (-1 for none), those of the others the input.
+    """
+
+    window: Window
+    shape: Shape
+    groups: int
+    moving: int
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return self.shape[1] * self.groups
+
+    @property
+    def others(self) -> list[int]:
+        """The axes whose positions shift the input."""
+        return [i for i in range(len(self.window.kernel)) if i != self.moving]
+
+    @cached_property
+    def extents(self) -> tuple[int, ...]:
+        """Values along each axis of the smallest grid on which a shift never meets another row or sample."""
+        w = self.window
+        axes = zip(w.source, w.result, w.strides, w.dilations, w.kernel, w.begin, w.end, strict=True)
+        return tuple(
+            # Without a stride, one padding serves both its neighbours.
+            max(n + max(b, e), m) if s == 1 else max(m + d * (k - 1) // s, -(-(n + b) // s))
+            for n, m, s, d, k, b, e in axes
+        )
+
+    @cached_property
+    def pitches(self) -> tuple[int, ...]:
+        """Distance of neighbours along each axis, in values."""
+        return tuple(math.prod(self.extents[i + 1 :]) for i in range(len(self.extents)))
+
+    @cached_property
+    def taps(self) -> list[_Tap]:
+        """Each kernel position over the axes that shift the input, in row-major order."""
+        w, found = self.window, []
+        for position in itertools.product(*(range(w.kernel[i]) for i in self.others)):
+            phase, shift = [0] * len(w.kernel), 0
+            for i, p in zip(self.others, position, strict=True):
+                steps, phase[i] = divmod(p * w.dilations[i], w.strides[i])
+                shift += steps * self.pitches[i]
+            found.append(_Tap(tuple(phase), shift))
+        return found
+
+    @property
+    def even_step(self) -> int:
+        """The distance from each tap to the next where it is always the same, otherwise 0."""
+        steps = {b.shift - a.shift for a, b in itertools.pairwise(self.taps)}
+        return steps.pop() if len(steps) == 1 and len({tap.phase for tap in self.taps}) == 1 else 0
+
+    @property
+    def reach(self) -> int:
+        """The distance from the first tap to the last."""
+        return max(tap.shift for tap in self.taps)
+
+    @property
+    def moves(self) -> int:
+        """How often the output gradient is shifted, and once it stands where it is."""
+        return 1 if self.moving < 0 else self.window.kernel[self.moving]
+
+    @property
+    def step(self) -> int:
+        """The distance from each move to the next."""
+        return 0 if self.moving < 0 else self.window.dilations[self.moving] * self.pitches[self.moving]
+
+    @property
+    def padding(self) -> int:
+        """The distance between an output position and the first input it reads."""
+        w = self.window
+        return sum(b * p for b, s, p in zip(w.begin, w.strides, self.pitches, strict=True) if s == 1)
+
+    @property
+    def front(self) -> int:
+        """Zeros before the output gradient: for all its moves, and for what the first input's gradient reads."""
+        return self.moves * self.step + max(self.reach - self.padding, 0)
+
+    @property
+    def lead(self) -> int:
+        """Zeros before the input, so that it meets the output gradient."""
+        return self.padding + self.front - (self.moves - 1) * self.step
+
+    @property
+    def extra(self) -> int:
+        """By how much a row is longer than the grid: enough that what wraps around meets zeros."""
+        return max(
+            self.front + self.reach + self.even_step, self.lead + self.even_step, self.front + self.step
+        )
+
+
+def layout_of(window: Window, shape: Shape, groups: int) -> Layout:
+    """The layout that copies the fewest values."""
+    free = [i for i, k in enumerate(window.kernel) if k > 1 and window.strides[i] == 1]
+    layouts = [Layout(window, shape, groups, axis) for axis in (-1, *free)]
+    return min(layouts, key=lambda a: a.inputs * len(a.taps) + a.outputs * a.moves)
+
+
+def spread(graph: Graph, layout: Layout, gradient: str) -> str:
+    """[N, O, *result] as [O, N * grid] with zeros between."""
+    result = layout.window.result
+    counts = [e - m for e, m in zip(layout.extents, result, strict=True)]
+    return _flat(graph, _extended(graph, _swapped(graph, gradient, len(result)), counts))
+
+
+def moved(graph: Graph, layout: Layout, flat: str) -> str:
+    """What `spread` gives as [O * moves, N * grid + extra], each row a shifted one; the largest shift comes first."""
+    shifts = layout.moves, layout.step
+    return _tiled(graph, flat, layout.outputs, shifts, (layout.front, layout.extra))
+
+
+def weight_gradient(graph: Graph, layout: Layout, source: str, rows: str) -> str:
+    """Gradient of the kernel; `source` is the input [N, C, *source], `rows` what `moved` gives."""
+    columns = _columns(graph, layout, _phases(graph, layout, source))
+    groups, (outputs, inputs) = layout.groups, layout.shape[:2]
+    height, width = layout.moves * outputs // groups, len(layout.taps) * inputs
+    if groups > 1:
+        right = graph.add("Reshape", columns, graph.ints(groups, width, -1))
+        right = graph.add("Transpose", right, perm=[0, 2, 1])
+        left = graph.add("Reshape", rows, graph.ints(groups, height, -1))
+        parts = [left]
+        if outputs == groups and height > 1:
+            # A product with one row is a fast case of the runtime's own, one with three is not.
+            parts = list(graph.add_many("Split", left, outputs=[""] * height, axis=1, num_outputs=height))
+        products = [graph.add("MatMul", part, right) for part in parts]
+        product = products[0] if len(products) == 1 else graph.add("Concat", *products, axis=1)
+    elif height < _LEFT_ROWS_MIN <= width:
+        product = graph.add("Transpose", graph.add("Gemm", columns, rows, transB=1), perm=[1, 0])
+    else:
+        product = graph.add("Gemm", rows, columns, transB=1)
+    return _in_kernel_order(graph, layout, product)
+
+
+def _in_kernel_order(graph: Graph, layout: Layout, product: str) -> str:
+    """[O, moves, C / groups, taps] as [O, C / groups, *kernel]."""
+    if layout.moving >= 0:
+        have = [-1, layout.moving, -2, *layout.others]
+        sizes = {-1: layout.shape[0], -2: layout.shape[1], **dict(enumerate(layout.window.kernel))}
+        product = graph.add("Reshape", product, graph.ints(*(sizes[i] for i in have)))
+        product = _reversed(graph, product, 1)
+        want = [-1, -2, *range(len(layout.window.kernel))]
+        product = graph.add("Transpose", product, perm=[have.index(i) for i in want])
+    return graph.add("Reshape", product, graph.ints(*layout.shape))
+
+
+def _phases(graph: Graph, layout: Layout, source: str) -> dict[tuple[int, ...], str]:
+    """Every phase that a tap needs, as [C, N * grid]."""
+    w, rank = layout.window, len(layout.extents)
+    before = [b if s > 1 else 0 for b, s in zip(w.begin, w.strides, strict=True)]
+    after = [s * e - n - b for s, e, n, b in zip(w.strides, layout.extents, w.source, before, strict=True)]
+    wide = _swapped(graph, source, rank)
+    if any(before):
+        wide = graph.add("Pad", wide, graph.ints(0, 0, *before, 0, 0, *after))
+    else:
+        wide = _extended(graph, wide, after)
+    found = {}
+    for phase in dict.fromkeys(tap.phase for tap in layout.taps):
+        part = wide
+        if set(w.strides) != {1}:
+            ends, axes = graph.ints(*[_TO_THE_END] * rank), graph.ints(*range(2, rank + 2))
+            part = graph.add("Slice", wide, graph.ints(*phase), ends, axes, graph.ints(*w.strides))
+        found[phase] = _flat(graph, part)
+    return found
+
+
+def _columns(graph: Graph, layout: Layout, phases: Mapping[tuple[int, ...], str]) -> str:
+    """The input under each tap, [C * taps, N * grid + extra]."""
+    taps, channels = layout.taps, layout.inputs
+    if layout.even_step or len(taps) == 1:
+        (flat,) = phases.values()
+        return _tiled(graph, flat, channels, (len(taps), layout.even_step), (layout.lead, layout.extra))
+    ends = layout.lead, layout.extra + layout.reach - layout.lead
+    guarded = {phase: _guarded(graph, flat, channels, ends) for phase, flat in phases.items()}
+    cuts = [_cut(graph, guarded[tap.phase], tap.shift, layout.reach - tap.shift) for tap in taps]
+    rows = [graph.add("Unsqueeze", cut, graph.ints(1)) for cut in cuts]
+    return graph.add("Reshape", graph.add("Concat", *rows, axis=1), graph.ints(channels * len(taps), -1))
+
+
+def _tiled(graph: Graph, flat: str, channels: int, shifts: tuple[int, int], ends: tuple[int, int]) -> str:
+    """[C, length] as [C * count, length + extra]: `front` zeros before the first row, each next one `step` further.
+
+    One copy: repeated with a period that is shorter than a row by `step`, and then cut into rows.
+    """
+    (count, step), (front, extra) = shifts, ends
+    gap = extra - step - front
+    pieces = []
+    for i in range(count):
+        pieces += [_zeros(graph, channels, front), flat]
+        pieces.append(_zeros(graph, channels, gap if i < count - 1 else gap + count * step))
+    pieces = [piece for piece in pieces if piece]
+    whole = graph.add("Concat", *pieces, axis=1) if len(pieces) > 1 else flat
+    return graph.add("Reshape", whole, graph.ints(channels * count, -1)) if count > 1 else whole
+
+
+def _zeros(graph: Graph, channels: int, count: int) -> str:
+    return graph.constant(np.zeros((channels, count), dtype=np.float32)) if count else ""
+
+
+def _guarded(graph: Graph, flat: str, channels: int, ends: tuple[int, int]) -> str:
+    """[C, length] with zeros before and after each row."""
+    front, back = (_zeros(graph, channels, count) for count in ends)
+    parts = [part for part in (front, flat, back) if part]
+    return graph.add("Concat", *parts, axis=1) if len(parts) > 1 else flat
+
+
+def _cut(graph: Graph, flat: str, front: int, back: int) -> str:
+    """[C, length] without the first and last values of each row."""
+    if not front and not back:
+        return flat
+    end = -back if back else _TO_THE_END
+    return graph.add("Slice", flat, graph.ints(front), graph.ints(end), graph.ints(1))
+
+
+def _reversed(graph: Graph, tensor: str, axis: int) -> str:
+    every = graph.ints(-1), graph.ints(-_TO_THE_END), graph.ints(axis), graph.ints(-1)
+    return graph.add("Slice", tensor, *every)
+
+
+def _extended(graph: Graph, tensor: str, counts: Sequence[int]) -> str:
+    """[C, N, *extents] with zeros appended along the spatial axes; a negative count cuts values off."""
+    counts = list(counts)
+    if counts[-1] > 0:
+        # Joining zeros to each row takes a third of the time of Pad, which goes row by row through its axes.
+        lead = graph.add("Shape", tensor, end=-1)
+        zeros = graph.add("ConstantOfShape", graph.add("Concat", lead, graph.ints(counts[-1]), axis=0))
+        tensor = graph.add("Concat", tensor, zeros, axis=-1)
+        counts[-1] = 0
+    if any(counts):
+        tensor = graph.add("Pad", tensor, graph.ints(*[0] * (len(counts) + 4), *counts))
+    return tensor
+
+
+def _swapped(graph: Graph, tensor: str, rank: int) -> str:
+    return graph.add("Transpose", tensor, perm=[1, 0, *range(2, rank + 2)])
+
+
+def _flat(graph: Graph, tensor: str) -> str:
+    """[C, N, *extents] as [C, values]."""
+    return graph.add("Reshape", tensor, graph.constant(np.array([0, -1])))
