@@ -1,25 +1,27 @@
-"""Writes a trained version as an ordinary ONNX inference model: parameters become initializers.
+"""Writes a trained version as an ordinary ONNX inference model: parameters and statistics become constants.
 
-`int8` is weight-only INT8: the weights of Conv, Gemm and MatMul are stored as int8 and pass through a
-DequantizeLinear with the very scales of the fake quantisation in training, so the model answers as the trained
-one did. Activations and arithmetic stay float32. `fp32` stores the float32 master weights and drops the
-rounding, so its answers differ slightly from those evaluated in training.
+`int8` has the rounding of the training graph for good: weights are stored as int8 behind a DequantizeLinear, and
+of a model trained with `int8` activations pass through QuantizeLinear and DequantizeLinear (QDQ), whose scales
+come from the ranges that devices observed. So the model answers as the trained one did. `fp32` stores the
+float32 master weights and drops the rounding, so its answers differ slightly from those evaluated in training.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from edge_client.bundle import Manifest
 from edge_client.wire import grid
 from firmware_tools.autodiff.graph import Array, needed
-from firmware_tools.errors import ExportError
-from firmware_tools.quantize import quantize
+from firmware_tools.constants import fold_constants
+from firmware_tools.errors import ExportError, ModelError
+from firmware_tools.forward import RANGE
+from firmware_tools.integer import fold_batch_norms, quantize_biases
 
 Format = Literal["fp32", "int8"]
+MADE = "%"  # in the names of what the compiler added, and in no other (prepare.py)
 
 
 def export_model(
@@ -36,26 +38,48 @@ def export_model(
     """
     if format not in ("fp32", "int8"):
         raise ExportError(f"format {format!r} is not known; known: fp32, int8")
-    if format == "int8" and manifest.quantize != "int8-weights":
+    if format == "int8" and manifest.quantize == "none":
         raise ExportError(
-            f"{manifest.name} was trained with quantize={manifest.quantize}; int8 needs int8-weights"
+            f"{manifest.name} was trained with quantize=none; int8 needs a bundle built with --quantize int8 or "
+            "int8-weights"
         )
     model = onnx.load_from_string(infer_onnx)
     values = _values(manifest, grid_values)
+    if format == "int8" and manifest.quantize == "int8":
+        _check_ranges(manifest, values)
     values |= {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    nodes, replaced = _resolve(list(model.graph.node), values, format)
-    nodes = needed(nodes, [o.name for o in model.graph.output])
+    nodes = _without_rounding(model.graph.node) if format == "fp32" else _without_clipping(model.graph.node)
+    outputs = [o.name for o in model.graph.output]
+    try:
+        opset = model.opset_import[0].version
+        nodes = fold_constants(needed(nodes, outputs), values, opset, keep=("DequantizeLinear",))
+    except ModelError as error:
+        raise ExportError(str(error)) from error
+    if format == "int8":
+        nodes = fold_batch_norms(nodes, values)
+        if manifest.quantize == "int8":
+            nodes = quantize_biases(nodes, values)
+    return _written(model, manifest, needed(nodes, outputs), values, {"version": version, "format": format})
+
+
+def _written(
+    source: onnx.ModelProto,
+    manifest: Manifest,
+    nodes: Sequence[NodeProto],
+    values: Mapping[str, Array],
+    properties: Mapping[str, str],
+) -> bytes:
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         manifest.name,
-        [i for i in model.graph.input if i.name not in values],
-        list(model.graph.output),
-        [numpy_helper.from_array(v, n) for n, v in (values | replaced).items() if n in used],
+        [i for i in source.graph.input if i.name not in values],
+        list(source.graph.output),
+        [numpy_helper.from_array(v, n) for n, v in values.items() if n in used],
     )
-    exported = helper.make_model(graph, opset_imports=model.opset_import, producer_name="fedfleet")
-    exported.ir_version = model.ir_version
-    helper.set_model_props(exported, {"name": manifest.name, "version": version, "format": format})
+    exported = helper.make_model(graph, opset_imports=source.opset_import, producer_name="fedfleet")
+    exported.ir_version = source.ir_version
+    helper.set_model_props(exported, {"name": manifest.name, **properties})
     try:
         onnx.checker.check_model(exported, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -71,27 +95,33 @@ def _values(manifest: Manifest, grid_values: Sequence[grid.Grid]) -> dict[str, A
     return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in pairs}
 
 
-def _resolve(
-    nodes: list[NodeProto], values: Mapping[str, Array], kind: Format
-) -> tuple[list[NodeProto], dict[str, Array]]:
-    """Replace each QuantizeLinear of a weight: by its int8 values, or (fp32) by the weight itself."""
-    quantizers = {n.output[0]: n for n in nodes if n.op_type == "QuantizeLinear" and n.input[0] in values}
+def _check_ranges(manifest: Manifest, values: Mapping[str, Array]) -> None:
+    """A tensor that is always zero keeps the range (0, 0); that all are means that nobody has trained yet."""
+    ranges = [values[t.name] for t in manifest.statistics if t.name.rstrip("_").endswith(RANGE)]
+    if not any(r.any() for r in ranges):
+        raise ExportError(
+            f"no device has observed a range of {manifest.name}'s activations in this version; export a later "
+            "one as int8, or this one as fp32"
+        )
+
+
+def _without_rounding(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes past the compiler's own fake quantisation; a model's own stays."""
+    return _bypassed(nodes, ("Clip", "QuantizeLinear", "DequantizeLinear"))
+
+
+def _without_clipping(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes without the Clip before a rounding, which saturates at the same edges."""
+    return _bypassed(nodes, ("Clip",))
+
+
+def _bypassed(nodes: Sequence[NodeProto], kinds: Sequence[str]) -> list[NodeProto]:
     rename: dict[str, str] = {}
-    stored: dict[str, Array] = {}
     kept = []
     for node in nodes:
-        source = quantizers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if source is None:
-            node.input[:] = [rename.get(name, name) for name in node.input]
+        node.input[:] = [rename.get(name, name) for name in node.input]
+        if node.op_type in kinds and MADE in node.output[0]:
+            rename[node.output[0]] = node.input[0]
+        else:
             kept.append(node)
-            continue
-        weight = source.input[0]
-        if kind == "fp32":
-            rename[node.output[0]] = weight
-            continue
-        axis = next(helper.get_attribute_value(a) for a in source.attribute if a.name == "axis")
-        names = [f"{weight}.int8.{axis}", f"{weight}.scale.{axis}"]
-        integers, scales = quantize(values[weight], axis)
-        stored |= dict(zip(names, (integers, np.asarray(scales)), strict=True))
-        kept.append(helper.make_node("DequantizeLinear", names, list(node.output), name=node.name, axis=axis))
-    return kept, stored
+    return kept

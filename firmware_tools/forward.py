@@ -25,6 +25,7 @@ Quantize = Literal["int8", "int8-weights", "none"]
 BatchNorm = Literal["train", "frozen"]
 Normalize = tuple[Sequence[float], Sequence[float]]
 
+RANGE = ".range"  # ends the name of a statistic that holds [low, high] of an activation
 BATCH_NORM_DECAY = 0.9  # the default of the ONNX operator: what a running statistic keeps of itself in a step
 RANGE_DECAY = (
     0.9  # the same for ranges: a task of 20 steps forgets the old range, one outlier moves it by a tenth
@@ -85,61 +86,75 @@ class _Builder:
         self._forward = Forward(self._graph)
         self._uses = Counter(name for node in network.nodes for name in node.input)
         self._weights: dict[tuple[str, int], str] = {}
-        self._activations: dict[str, str] = {}
 
     def build(self) -> Forward:
         options, graph = self._options, self._graph
         sample = self._network.sample_shape
-        source = normalized(graph, "x", sample, options.normalize) if options.normalize else "x"
+        read = {"x": normalized(graph, "x", sample, options.normalize) if options.normalize else "x"}
+        rounded = self._rounded_activations()
+        if "x" in rounded:
+            read["x"] = self._activation("x", read["x"])
         for original in self._network.nodes:
             node = NodeProto()
             node.CopyFrom(original)
-            node.input[:] = [source if name == "x" else name for name in node.input]
-            if options.quantize != "none":
-                self._quantize(node)
+            node.input[:] = [read.get(name, name) for name in node.input]
+            self._round_weight(node)
             if node.op_type == "BatchNormalization" and self._observed(node):
                 self._batch_norm(node)
             else:
                 graph.nodes.append(node)
+            read |= {name: self._activation(name, name) for name in node.output if name in rounded}
         if options.quantize != "none" and not self._weights:
             raise OptionError(
                 "the model has no weight of a Conv, Gemm or MatMul to quantise; use quantize='none'"
             )
         return self._forward
 
-    def _quantize(self, node: NodeProto) -> None:
-        """Round the weight of a product, and what it is multiplied with."""
-        weight = node.input[1] if len(node.input) > 1 else ""
-        if weight not in self._network.constants:
-            return
-        shape = self._network.constants[weight].shape
-        axis = weight_axis(node, weight, len(shape))
+    def _rounded_activations(self) -> set[str]:
+        """What weights are multiplied with, and both sides of a residual connection.
+
+        These are the places where the integer kernels of runtimes take 8-bit values; whoever else reads such a
+        tensor gets the same rounded values.
+        """
+        if self._options.quantize != "int8":
+            return set()
+        constants, found = self._network.constants.keys(), set()
+        for node in self._network.nodes:
+            if self._weight_axis(node) is not None:
+                found.add(node.input[0])
+            elif node.op_type == "Add":
+                found.update(node.input if constants.isdisjoint(node.input) else ())
+        return found - constants - {"logits"}
+
+    def _weight_axis(self, node: NodeProto) -> int | None:
+        weight = self._network.constants.get(node.input[1]) if len(node.input) > 1 else None
+        return None if weight is None else weight_axis(node, node.input[1], weight.ndim)
+
+    def _round_weight(self, node: NodeProto) -> None:
+        axis = None if self._options.quantize == "none" else self._weight_axis(node)
         if axis is None:
             return
+        weight = node.input[1]
         if (weight, axis) not in self._weights:
+            shape = self._network.constants[weight].shape
             self._weights[weight, axis] = fake_quantize(self._graph, weight, shape, axis)
-        if self._options.quantize == "int8":
-            node.input[0] = self._activation(node.input[0])
         node.input[1] = self._weights[weight, axis]
 
-    def _activation(self, tensor: str) -> str:
-        """`tensor` rounded within its range, which is observed once however many layers read it."""
-        if tensor not in self._activations:
-            graph = self._graph
-            span = self._statistic(f"{tensor}.range", np.zeros(2, dtype=np.float32))
-            used = span
-            if self._mode != "infer":
-                batch = self._batch_range(tensor)
-                low, high = graph.add_many("Split", span, outputs=("", ""), num_outputs=2)
-                known = graph.add("Less", low, high)
-                kept = self._mixed(span, batch, RANGE_DECAY) if self._mode == "train" else span
-                # A range nobody has observed yet is (0, 0): the batch's own stands in.
-                used = graph.add("Where", known, kept, batch)
-                graph.held.add(used)
-            if self._mode == "train":
-                self._forward.carried[span] = used
-            self._activations[tensor] = fake_quantize_within(graph, tensor, used)
-        return self._activations[tensor]
+    def _activation(self, name: str, tensor: str) -> str:
+        """`tensor` rounded within the range that is observed of it under `name`."""
+        graph = self._graph
+        span = self._statistic(f"{name}{RANGE}", np.zeros(2, dtype=np.float32))
+        used = span
+        if self._mode != "infer":
+            batch = self._batch_range(tensor)
+            low, high = graph.add_many("Split", span, outputs=("", ""), num_outputs=2)
+            kept = self._mixed(span, batch, RANGE_DECAY) if self._mode == "train" else span
+            # A range nobody has observed yet is (0, 0): the batch's own stands in.
+            used = graph.add("Where", graph.add("Less", low, high), kept, batch)
+            graph.held.add(used)
+        if self._mode == "train":
+            self._forward.carried[span] = used
+        return fake_quantize_within(graph, tensor, used)
 
     def _batch_range(self, tensor: str) -> str:
         graph = self._graph

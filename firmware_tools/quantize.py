@@ -6,10 +6,9 @@ training observes (Jacob et al. 2018, arXiv:1712.05877 §3). q = round-half-even
 """
 
 import numpy as np
-import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
 
-from firmware_tools.autodiff.graph import Array, Graph
+from firmware_tools.autodiff.graph import Graph
 
 STEPS = 255  # between the ends of uint8
 LEVELS = np.float32(127)  # of each sign; -128 stays unused so that the scale is symmetric
@@ -60,12 +59,3 @@ def fake_quantize_within(graph: Graph, tensor: str, span: str) -> str:
 def _edges(graph: Graph, span: str, zero: str) -> tuple[str, str]:
     low, high = graph.add_many("Split", span, outputs=("", ""), num_outputs=2)
     return graph.add("Min", low, zero), graph.add("Max", high, zero)
-
-
-def quantize(weight: Array, axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Int8 values and float32 scales [channels]: bit for bit what the nodes of `fake_quantize` compute."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    values = weight.astype(np.float32)
-    scale = np.maximum(np.abs(values).max(axis=others), MAGNITUDE_MIN) / LEVELS
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    return np.rint(values / scale.reshape(shape)).astype(np.int8), scale

@@ -26,7 +26,8 @@ def model() -> None:
 def export(job: str, kind: str, version: int | None, out: Path, server: str, *, as_json: bool) -> None:
     """Write the model of JOB as an ordinary ONNX inference model.
 
-    int8 stores weights as 8-bit integers with one scale per output channel; activations stay float32.
+    int8 stores weights as 8-bit integers with one scale per output channel; of a bundle built with --quantize
+    int8 it is a QDQ model that rounds activations, too.
     """
     with Api(server) as api:
         number, data = api.model(job, kind, version)

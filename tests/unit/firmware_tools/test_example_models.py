@@ -58,7 +58,7 @@ def exported(session, compiled, form):
     return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8-weights"])
+@pytest.mark.parametrize("quantize", ["none", "int8-weights", "int8"])
 @pytest.mark.parametrize("name", TASKS)
 def test_a_classifier_learns_and_is_exported(models, tmp_path, name, quantize):
     """Its loss falls to a third, unseen samples are told apart, and the exported model answers as the trained one."""
