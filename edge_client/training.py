@@ -11,24 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edge_client.bundle import EVAL, PARAMS, TRAIN, Bundle, BundleError, open_bundle
+from edge_client.runtime import LOAD_ERRORS, ort
 from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Metrics
 
 EVAL_BATCH = 128  # samples per evaluation call: bounds activation memory, and larger is no faster
-
-# ONNX Runtime's exceptions share no base but Exception.
-LOAD_ERRORS = (
-    onnxruntime_pybind11_state.Fail,
-    onnxruntime_pybind11_state.InvalidArgument,
-    onnxruntime_pybind11_state.InvalidGraph,
-    onnxruntime_pybind11_state.InvalidProtobuf,
-    onnxruntime_pybind11_state.NotImplemented,
-)
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

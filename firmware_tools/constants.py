@@ -3,9 +3,9 @@
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import onnxruntime as ort
 from onnx import NodeProto, helper
 
+from edge_client.runtime import ort
 from firmware_tools.autodiff.graph import Array, Graph
 from firmware_tools.errors import ModelError
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper
 
+from edge_client.runtime import ort
 from firmware_tools.autodiff.graph import Array, Graph, value_info
 from firmware_tools.errors import ModelError
 

@@ -1,11 +1,14 @@
 """Fixtures that tests of all packages share: real brokers."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker_bridge.broker import Broker, find_mosquitto
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import ONNX Runtime themselves (edge_client/runtime.py)
 
 
 @pytest.fixture(params=["mosquitto", "iotcore"])

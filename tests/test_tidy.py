@@ -1,6 +1,7 @@
 """Properties of the code itself: size, words, imports, tests that say what they test."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,12 @@ def test_importing_the_daemon_loads_neither_numpy_nor_onnxruntime():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_one_module_loads_onnx_runtime():
+    """I8: ONNX Runtime is loaded only where its reports to its maker are switched off first."""
+    loading = [
+        name(p) for p in SOURCES if re.search(r"^\s*(import|from) onnxruntime", p.read_text(), re.MULTILINE)
+    ]
+
+    assert loading == ["edge_client/runtime.py"]

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from rich.table import Table
 
 from aggregator.client import Api
 from aggregator.demo.data import Shard
 from aggregator.demo.plan import JOB, VERSIONS_MAX
+from edge_client.runtime import ort
 
 
 def accuracy(model: bytes, shard: Shard) -> float:

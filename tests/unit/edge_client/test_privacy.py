@@ -1,9 +1,11 @@
 """Nothing a device writes or sends carries a sample."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from edge_client.bundle import PARAMS
 from edge_client.trainer_protocol import DataSource, DescribeTask, TrainTask, send
@@ -53,3 +55,15 @@ def test_no_answer_and_no_log_line_holds_a_sample(tmp_path):
         assert text not in said
         assert text not in logged
     assert not any(np.float32(SECRET).tobytes() in path.read_bytes() for path in (tmp_path / "ws").iterdir())
+
+
+@pytest.mark.parametrize(
+    "module", ["edge_client.training", "firmware_tools.compiler", "aggregator.demo.live"]
+)
+def test_the_runtime_reports_to_nobody(tmp_path, module):
+    """I8: ONNX Runtime keeps no identifier and no events to send to its maker, whichever package loads it."""
+    code = f"import {module}, onnxruntime\nonnxruntime.SessionOptions()"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # in CI the runtime is silent by itself
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+
+    assert list(tmp_path.rglob("*")) == []
