@@ -1,8 +1,8 @@
 """Training on an emulated Raspberry Pi 4 and on x86_64: the same bundle, the same batches, the same result.
 
-Rounding weights to int8 is not continuous: where the two machines' sums differ in the last bit, sooner or later one
-weight is rounded the other way, and from there on two sound runs part by more than any tolerance of rounding errors.
-So quantised training is compared step by step, each from the parameters that the emulated run had.
+Rounding to int8 is not continuous: where the two machines' sums differ in the last bit, sooner or later one weight is
+rounded the other way, and from there on two sound runs part by more than any tolerance of rounding errors. So
+quantised training is compared step by step, each from the parameters and statistics that the emulated run had.
 """
 
 from itertools import product
@@ -19,7 +19,7 @@ STEPS, BATCH = 20, 16
 TOLERANCE = 1e-4
 PARTED_MAX = 0.02  # of a mean loss, between two quantised runs that rounded some weights differently
 RATES = {"momentum": 0.05, "adam": 0.01}
-CASES = list(product(MODELS, RATES, ("none", "int8-weights")))
+CASES = list(product(MODELS, RATES, ("none", "int8-weights", "int8")))
 PLAIN = [case for case in CASES if case[-1] == "none"]
 QUANTISED = [case for case in CASES if case[-1] != "none"]
 
@@ -81,7 +81,7 @@ def test_a_run_is_that_of_x86_64(courses, case):
 
 @pytest.mark.parametrize("case", QUANTISED, ids="-".join)
 def test_a_quantised_step_is_that_of_x86_64(courses, case):
-    """Each of twenty steps on int8 weights has x86_64's loss and new parameters to 1e-4 from the same old ones."""
+    """Each of twenty quantised steps has x86_64's loss and new parameters to 1e-4 from the same old ones."""
     bundle, there = courses[case]
     differences = apart(train(bundle, course=there), there)
 
