@@ -4,8 +4,6 @@ numpy and onnxruntime only; one thread, because a device has other work to do. A
 sets of tensors: each step reads one and writes the other, so nothing is allocated or copied between steps.
 """
 
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,8 +58,9 @@ class TrainingSession:
     @property
     def memory_bytes(self) -> int:
         """Peak resident size of this process in bytes."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        # getrusage's ru_maxrss begins with the size of the process that started this one.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
     def load(self, params: Mapping[str, Floats]) -> None:
         """Replace all parameters; the optimiser state stays. Raises ValueError naming a tensor that misfits.

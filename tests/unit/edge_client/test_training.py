@@ -1,5 +1,7 @@
 """TrainingSession: state handling around the compiled graphs, which firmware_tools' tests check."""
 
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -117,9 +119,17 @@ def test_other_arithmetic_keeps_its_denormals(session):
     assert np.float64(1e-310) * np.float64(1.0) > 0
 
 
-def test_memory_is_measured(session):
-    """Peak memory is of this process, in bytes."""
-    assert session.memory_bytes > 10_000_000
+def test_memory_is_that_of_this_process_alone(compiled, tmp_path):
+    """The peak counts what the session's process held, in bytes, and nothing of the larger one that started it."""
+    bundle = compiled.save(tmp_path / "n.bundle")
+    held_bytes = 300_000_000
+    child = f"from edge_client.training import TrainingSession as S; print(S({str(bundle)!r}).memory_bytes)"
+    parent = (
+        f"import subprocess, sys; _ = b'x' * {held_bytes}; subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+
+    assert 10_000_000 < int(done.stdout) < held_bytes
 
 
 def test_a_damaged_member_is_refused(compiled, tmp_path):
