@@ -9,8 +9,9 @@ from math import prod
 import msgspec
 import onnx
 
+from firmware_tools.arithmetic import multiply_adds
 from firmware_tools.autodiff import Graph, differentiate
-from firmware_tools.autodiff.graph import DYNAMIC, Shape, needed
+from firmware_tools.autodiff.graph import DYNAMIC, Shape, needed, shapes_of
 from firmware_tools.errors import CompileError
 
 METADATA_KEY = "backward"
@@ -21,11 +22,13 @@ _VALUE_BYTES = 4  # float32; the rare others are no larger by much
 class Backward(msgspec.Struct, frozen=True):
     """The nodes from the gradient of the logits to those of the tensors that are trained.
 
-    `activations_bytes` counts what they read of the forward pass for one batch, which therefore stays in memory
+    `multiply_adds` is their work for one batch, which time follows, None where shapes are known to the runtime
+    alone. `activations_bytes` counts what they read of the forward pass for one batch, which therefore stays in memory
     until it is read; the batch itself is not counted.
     """
 
     nodes: int
+    multiply_adds: int | None
     activations_bytes: int
 
 
@@ -38,11 +41,17 @@ class Pruning(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """One line for people."""
         chosen, full = self.chosen, self.full
-        nodes = f"{chosen.nodes} of {full.nodes} nodes" if full else f"{chosen.nodes} nodes"
-        kept = f"{chosen.activations_bytes / 1e6:.2f}" + (
-            f" of {full.activations_bytes / 1e6:.2f} MB" if full else " MB"
-        )
-        return f"backward graph: {nodes}, keeps {kept} of activations"
+        parts = [f"{_share('{:,}', chosen.nodes, full.nodes if full else None)} nodes"]
+        if chosen.multiply_adds is not None:
+            work = full.multiply_adds if full else None
+            parts.append(f"{_share('{:,.2f}', chosen.multiply_adds, work, 1e6)} M multiply-adds")
+        kept = _share("{:.2f}", chosen.activations_bytes, full.activations_bytes if full else None, 1e6)
+        return f"backward graph: {', '.join(parts)}, keeps {kept} MB of activations"
+
+
+def _share(form: str, part: int, whole: int | None, unit: float = 1) -> str:
+    """`part`, or `part of whole`, in units."""
+    return " of ".join(form.format(v / unit if unit > 1 else v) for v in (part, whole) if v is not None)
 
 
 def measure(
@@ -83,7 +92,11 @@ def _backward(forward: Graph, shapes: dict[str, Shape], trained: Sequence[str], 
     nodes = needed(graph.nodes[len(forward.nodes) :], gradients.values())
     kept = _after_input(forward).intersection(name for node in nodes for name in node.input)
     values = sum(prod(batch_size if e == DYNAMIC else e for e in shapes.get(name, ())) for name in kept)
-    return Backward(len(nodes), _VALUE_BYTES * values)
+    every = {**shapes, _SEED: shapes["logits"]}
+    made = {name for node in graph.nodes for name in node.output}
+    used = {name for node in graph.nodes for name in node.input if name} - made - graph.constants.keys()
+    every = shapes_of(graph, {name: every[name] for name in sorted(used)}, list(gradients.values()))
+    return Backward(len(nodes), multiply_adds(nodes, every, batch_size), _VALUE_BYTES * values)
 
 
 def _after_input(forward: Graph) -> set[str]:

@@ -68,6 +68,8 @@ def test_the_report_counts_what_the_backward_graph_reads(models, trainable, acti
 
     assert compiled.pruning.chosen.activations_bytes == activations
     assert compiled.pruning.full.activations_bytes == BATCH * 16 * 4
+    # Weight gradients of 12x16 and 16x4, and one step back through the second layer.
+    assert compiled.pruning.full.multiply_adds == BATCH * (12 * 16 + 16 * 4 + 4 * 16)
 
 
 def test_the_report_compares_with_training_everything(source):
@@ -78,6 +80,7 @@ def test_the_report_compares_with_training_everything(source):
     assert head.full == full.full == full.chosen
     assert head.chosen.nodes < full.chosen.nodes / 4
     assert head.chosen.activations_bytes < full.chosen.activations_bytes / 4
+    assert head.chosen.multiply_adds < full.chosen.multiply_adds / 4
 
 
 def test_a_frozen_layer_without_a_gradient_leaves_nothing_to_compare(models):
@@ -108,7 +111,7 @@ def test_build_and_inspect_show_the_report(source, tmp_path):
     line = built.splitlines()[-1]
 
     assert line.startswith("backward graph: ")
-    assert line in shown.replace("\n", " ")
+    assert line in " ".join(shown.split())
     assert facts["pruning"] == report["pruning"]
     assert facts["pruning"]["chosen"]["nodes"] < facts["pruning"]["full"]["nodes"]
 
