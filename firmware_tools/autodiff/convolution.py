@@ -2,10 +2,20 @@
 
 import math
 
-from firmware_tools.autodiff.correlation import layout_of, moved, spread, weight_gradient
+from firmware_tools.autodiff.correlation import (
+    input_gradient,
+    layout_of,
+    moved,
+    spread,
+    weight_gradient,
+)
 from firmware_tools.autodiff.graph import Graph
 from firmware_tools.autodiff.registry import Call, Gradients, gradient
 from firmware_tools.autodiff.window import Window, window_of
+
+# From here on the stock kernel's own columns are long enough: [32, 16, 14, 14] to 32 channels, 3x3, takes 1.3 ms with
+# it and 0.9 without, [32, 16, 32, 32] to 16 channels 2.8 and 3.0.
+POSITIONS_MAX = 256
 
 
 @gradient("Conv")
@@ -14,13 +24,19 @@ def conv(call: Call) -> Gradients:
     shape = call.shape(call.input(1))
     window = window_of(call, shape[2:])
     groups = call.attribute("group", 1)
-    dx = _input_gradient(call, window, groups) if call.wanted[0] else None
-    dw = db = None
+    together = call.wanted[0] and call.wanted[1] and _small(window, groups)
+    g, layout = call.graph, layout_of(window, shape, groups, both=together)
+    dx = dw = db = None
     if call.wanted[1] or call.wants(2):
-        g, layout = call.graph, layout_of(window, shape, groups)
         flat = spread(g, layout, call.dy)
-        dw = weight_gradient(g, layout, call.x, moved(g, layout, flat)) if call.wanted[1] else None
         db = g.add("ReduceSum", flat, g.ints(1), keepdims=0) if call.wants(2) else None
+    if call.wanted[1]:
+        rows = moved(g, layout, flat)
+        dw = weight_gradient(g, layout, call.x, rows)
+        if together:
+            dx = input_gradient(g, layout, call.input(1), rows)
+    if call.wanted[0] and dx is None:
+        dx = _input_gradient(call, window, groups)
     return [dx, dw, db]
 
 
@@ -42,6 +58,13 @@ def conv_transpose(call: Call) -> Gradients:
     if call.wants(2):
         db = g.add("ReduceSum", call.dy, g.ints(0, *range(2, rank)), keepdims=0)
     return [dx, dw, db]
+
+
+def _small(window: Window, groups: int) -> bool:
+    """Whether the copies that the weight gradient takes serve the input gradient faster than a convolution does."""
+    if groups > 1 or set(window.strides) != {1} or math.prod(window.kernel) == 1:
+        return False
+    return math.prod(window.source) <= POSITIONS_MAX
 
 
 def _transposed_window(call: Call, kernel: tuple[int, ...]) -> Window:

@@ -131,11 +131,17 @@ class Layout:
         )
 
 
-def layout_of(window: Window, shape: Shape, groups: int) -> Layout:
-    """The layout that copies the fewest values."""
+def layout_of(window: Window, shape: Shape, groups: int, *, both: bool = False) -> Layout:
+    """The layout that copies the fewest values for the weight's gradient, or for `both` it and the input's."""
     free = [i for i, k in enumerate(window.kernel) if k > 1 and window.strides[i] == 1]
     layouts = [Layout(window, shape, groups, axis) for axis in (-1, *free)]
-    return min(layouts, key=lambda a: a.inputs * len(a.taps) + a.outputs * a.moves)
+
+    def copied(layout: Layout) -> int:
+        columns = layout.inputs * len(layout.taps)
+        sums = columns if both and len(layout.taps) > 1 else 0
+        return columns + sums + layout.outputs * layout.moves
+
+    return min(layouts, key=copied)
 
 
 def spread(graph: Graph, layout: Layout, gradient: str) -> str:
@@ -171,6 +177,32 @@ def weight_gradient(graph: Graph, layout: Layout, source: str, rows: str) -> str
     else:
         product = graph.add("Gemm", rows, columns, transB=1)
     return _in_kernel_order(graph, layout, product)
+
+
+def input_gradient(graph: Graph, layout: Layout, weight: str, rows: str) -> str:
+    """Gradient of the input [N, C, *source] of a convolution without strides or groups.
+
+    One product of the kernel with the moved rows gives a sum for each tap, and these are added where they stand.
+    """
+    w, channels, rank = layout.window, layout.inputs, len(layout.extents)
+    order = [*(i + 2 for i in layout.others), 1, 0]
+    if layout.moving >= 0:
+        weight = _reversed(graph, weight, layout.moving + 2)
+        order.append(layout.moving + 2)
+    turned = graph.add("Transpose", weight, perm=order)
+    turned = graph.add("Reshape", turned, graph.ints(len(layout.taps) * channels, -1))
+    sums = graph.add("Gemm", turned, rows)
+    parts = []
+    for i, tap in enumerate(layout.taps):
+        start = layout.lead - tap.shift
+        starts, ends = (i * channels, start), ((i + 1) * channels, start - layout.extra or _TO_THE_END)
+        parts.append(graph.add("Slice", sums, graph.ints(*starts), graph.ints(*ends), graph.ints(0, 1)))
+    total = graph.add("Sum", *parts) if len(parts) > 1 else parts[0]
+    wide = graph.add("Reshape", total, graph.ints(channels, -1, *layout.extents))
+    if layout.extents != w.source:
+        zeros, axes = graph.ints(*[0] * rank), graph.ints(*range(2, rank + 2))
+        wide = graph.add("Slice", wide, zeros, graph.ints(*w.source), axes)
+    return _swapped(graph, wide, rank)
 
 
 def _in_kernel_order(graph: Graph, layout: Layout, product: str) -> str:
