@@ -7,6 +7,7 @@ import onnx
 from edge_client.bundle import OptimizerSpec
 from firmware_tools.autodiff import count_correct, cross_entropy, differentiate
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Shape, value_info
+from firmware_tools.autodiff.simplify import simplified
 from firmware_tools.errors import CompileError, OptionError
 from firmware_tools.forward import Forward
 from firmware_tools.optimizer import append_update
@@ -23,6 +24,7 @@ def train_graph(
     for parameter in parameters:
         if parameter not in gradients:
             raise OptionError(f"trainable tensor {parameter!r} has no differentiable influence on the logits")
+    graph.nodes = simplified(graph.nodes)
     append_update(graph, spec, shapes, gradients)
     for statistic, value in forward.carried.items():
         graph.add("Identity", value, output=f"{statistic}@next")

@@ -12,6 +12,7 @@ import onnx
 from firmware_tools.arithmetic import multiply_adds
 from firmware_tools.autodiff import Graph, differentiate
 from firmware_tools.autodiff.graph import DYNAMIC, Shape, needed, shapes_of
+from firmware_tools.autodiff.reverse import expand
 from firmware_tools.errors import CompileError
 
 METADATA_KEY = "backward"
@@ -88,9 +89,11 @@ def _backward(forward: Graph, shapes: dict[str, Shape], trained: Sequence[str], 
     graph = forward.copy()
     for name in trained:
         graph.constants.pop(name, None)
+    shapes = expand(graph, shapes, "logits", trained)
+    count, after = len(graph.nodes), _after_input(graph)
     gradients = differentiate(graph, shapes, "logits", _SEED, trained)
-    nodes = needed(graph.nodes[len(forward.nodes) :], gradients.values())
-    kept = _after_input(forward).intersection(name for node in nodes for name in node.input)
+    nodes = needed(graph.nodes[count:], gradients.values())
+    kept = after.intersection(name for node in nodes for name in node.input)
     values = sum(prod(batch_size if e == DYNAMIC else e for e in shapes.get(name, ())) for name in kept)
     every = {**shapes, _SEED: shapes["logits"]}
     made = {name for node in graph.nodes for name in node.output}

@@ -9,7 +9,7 @@ three and three copies instead of nine. With strides, the input is first taken a
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,7 @@ class Layout:
     shape: Shape
     groups: int
     moving: int
+    close: bool = False  # no zeros between: the grid is the output, and each column is cut out of the input
 
     @property
     def outputs(self) -> int:
@@ -62,6 +63,8 @@ class Layout:
     def extents(self) -> tuple[int, ...]:
         """Values along each axis of the smallest grid on which a shift never meets another row or sample."""
         w = self.window
+        if self.close:
+            return w.result
         axes = zip(w.source, w.result, w.strides, w.dilations, w.kernel, w.begin, w.end, strict=True)
         return tuple(
             # Without a stride, one padding serves both its neighbours.
@@ -116,6 +119,8 @@ class Layout:
     @property
     def front(self) -> int:
         """Zeros before the output gradient: for all its moves, and for what the first input's gradient reads."""
+        if self.close:
+            return 0
         return self.moves * self.step + max(self.reach - self.padding, 0)
 
     @property
@@ -126,6 +131,8 @@ class Layout:
     @property
     def extra(self) -> int:
         """By how much a row is longer than the grid: enough that what wraps around meets zeros."""
+        if self.close:
+            return 0
         return max(
             self.front + self.reach + self.even_step, self.lead + self.even_step, self.front + self.step
         )
@@ -133,6 +140,8 @@ class Layout:
 
 def layout_of(window: Window, shape: Shape, groups: int, *, both: bool = False) -> Layout:
     """The layout that copies the fewest values for the weight's gradient, or for `both` it and the input's."""
+    if not both and groups == 1 and math.prod(shape[1:]) <= shape[0]:
+        return Layout(window, shape, groups, -1, close=True)  # the columns are less than the zeros would be
     free = [i for i, k in enumerate(window.kernel) if k > 1 and window.strides[i] == 1]
     layouts = [Layout(window, shape, groups, axis) for axis in (-1, *free)]
 
@@ -159,7 +168,7 @@ def moved(graph: Graph, layout: Layout, flat: str) -> str:
 
 def weight_gradient(graph: Graph, layout: Layout, source: str, rows: str) -> str:
     """Gradient of the kernel; `source` is the input [N, C, *source], `rows` what `moved` gives."""
-    columns = _columns(graph, layout, _phases(graph, layout, source))
+    columns = _cut_out(graph, layout, source) if layout.close else _shifted(graph, layout, source)
     groups, (outputs, inputs) = layout.groups, layout.shape[:2]
     height, width = layout.moves * outputs // groups, len(layout.taps) * inputs
     if groups > 1:
@@ -237,9 +246,25 @@ def _phases(graph: Graph, layout: Layout, source: str) -> dict[tuple[int, ...], 
     return found
 
 
-def _columns(graph: Graph, layout: Layout, phases: Mapping[tuple[int, ...], str]) -> str:
-    """The input under each tap, [C * taps, N * grid + extra]."""
-    taps, channels = layout.taps, layout.inputs
+def _cut_out(graph: Graph, layout: Layout, source: str) -> str:
+    """The input under each tap, [C * taps, N * result], row by row."""
+    w, rank = layout.window, len(layout.extents)
+    wide = _swapped(graph, source, rank)
+    if w.padded:
+        wide = graph.add("Pad", wide, graph.ints(0, 0, *w.begin, 0, 0, *w.end))
+    axes, strides, rows = graph.ints(*range(2, rank + 2)), graph.ints(*w.strides), []
+    for position in itertools.product(*(range(k) for k in w.kernel)):
+        starts = [p * d for p, d in zip(position, w.dilations, strict=True)]
+        ends = [a + (m - 1) * s + 1 for a, m, s in zip(starts, w.result, w.strides, strict=True)]
+        cut = graph.add("Slice", wide, graph.ints(*starts), graph.ints(*ends), axes, strides)
+        rows.append(graph.add("Unsqueeze", cut, graph.ints(1)) if len(layout.taps) > 1 else cut)
+    whole = graph.add("Concat", *rows, axis=1) if len(rows) > 1 else rows[0]
+    return graph.add("Reshape", whole, graph.ints(layout.inputs * len(rows), -1))
+
+
+def _shifted(graph: Graph, layout: Layout, source: str) -> str:
+    """The input under each tap, [C * taps, N * grid + extra], by contiguous copies."""
+    taps, channels, phases = layout.taps, layout.inputs, _phases(graph, layout, source)
     if layout.even_step or len(taps) == 1:
         (flat,) = phases.values()
         return _tiled(graph, flat, channels, (len(taps), layout.even_step), (layout.lead, layout.extra))

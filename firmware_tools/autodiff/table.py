@@ -21,7 +21,7 @@ that are never trained. Dropout is the identity.
 
 def render() -> str:
     """The page as Markdown."""
-    rules: dict[str, Callable[..., object]] = {**RULES, **EXPANSIONS}
+    rules: dict[str, Callable[..., object]] = {**EXPANSIONS, **RULES}
     families: dict[str, list[str]] = defaultdict(list)
     for op_type in supported():
         families[rules[op_type].__module__.rpartition(".")[2]].append(op_type)

@@ -95,16 +95,27 @@ def test_cross_entropy_gradient_agrees_with_finite_differences():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_tied_maxima_share_the_gradient():
-    """Equal values in a pooling window get equal shares that add up to the window's gradient."""
+@pytest.mark.parametrize(
+    ("kernel", "values", "gradient"),
+    [
+        ([2], [3.0, 3.0, 1.0, 2.0], [4.0, 0.0, 0.0, 5.0]),
+        ([4], [3.0, 1.0, 3.0, 2.0], [2.0, 0.0, 2.0, 0.0]),
+        ([2, 2], [[0.0, 7.0], [7.0, 7.0]], [[0.0, 0.0], [4.0, 0.0]]),
+        ([1, 2], [[3.0, 3.0], [1.0, 2.0]], [[4.0, 0.0], [0.0, 5.0]]),
+    ],
+)
+def test_tied_maxima_do_not_multiply_the_gradient(kernel, values, gradient):
+    """Of equal values in a window of 2 one takes the gradient, in larger ones they share it evenly."""
     graph = Graph(18)
-    graph.add("MaxPool", "x", output="out", kernel_shape=[2], strides=[2])
-    shapes = {"x": (1, 1, 4), "out": (1, 1, 2), "seed": (1, 1, 2)}
+    graph.add("MaxPool", "x", output="out", kernel_shape=kernel, strides=kernel)
+    x = np.array([[values]])
+    pooled = (1, 1, *(n // k for n, k in zip(x.shape[2:], kernel, strict=True)))
+    shapes = {"x": x.shape, "out": pooled, "seed": pooled}
     (dx,) = differentiate(graph, shapes, "out", "seed", ["x"]).values()
-    feeds = {"x": np.array([[[3.0, 3.0, 1.0, 2.0]]]), "seed": np.array([[[4.0, 5.0]]])}
-    (got,) = run(graph, feeds, shapes | {dx: (1, 1, 4)}, [dx])
+    seed = np.array([4.0, 5.0])[: np.prod(pooled)].reshape(pooled)
+    (got,) = run(graph, {"x": x, "seed": seed}, shapes | {dx: x.shape}, [dx])
 
-    assert got.tolist() == [[[2.0, 2.0, 0.0, 5.0]]]
+    assert got.tolist() == [[gradient]]
 
 
 def test_a_tensor_used_twice_gets_the_sum_of_its_gradients():
