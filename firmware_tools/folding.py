@@ -23,24 +23,29 @@ Ints = npt.NDArray[np.int64]
 
 
 def fold_shapes(
-    nodes: Sequence[NodeProto], constants: dict[str, Array], sample_shape: tuple[int, ...], opset: int
+    nodes: Sequence[NodeProto],
+    constants: dict[str, Array],
+    sample_shape: tuple[int, ...],
+    opset: int,
+    batches: tuple[int, int, int] = BATCHES,
 ) -> list[NodeProto]:
     """The nodes with shape arithmetic replaced; constants are added to `constants`.
 
-    `x` is the name of the model's input. Raises ModelError when the model does not run at several batch sizes.
+    `x` is the name of the model's input, observed at these `batches`: three equal ones make all of it constant.
+    Raises ModelError when the model does not run at one of them.
     """
     graph = Graph(opset)
     graph.nodes, graph.constants = list(nodes), dict(constants)
     arithmetic = _arithmetic(nodes, constants)
     read = {name for n in nodes if n.output[0] not in arithmetic for name in n.input if name in arithmetic}
-    seen = _observed(graph, sorted(read), sample_shape)
+    seen = _observed(graph, sorted(read), sample_shape, batches)
     front: list[NodeProto] = []
     for name, values in seen.items():
         per_sample = values[1] - values[0]
-        fixed = values[0] - BATCHES[0] * per_sample
+        fixed = values[0] - batches[0] * per_sample
         if not per_sample.any():
             constants[name] = values[0]
-        elif (fixed + BATCHES[2] * per_sample == values[2]).all() and values[0].ndim <= 1:
+        elif (fixed + batches[2] * per_sample == values[2]).all() and values[0].ndim <= 1:
             front += _linear(name, per_sample, fixed, constants)
     replaced = seen.keys() & (constants.keys() | {n.output[0] for n in front})
     rest = [n for n in nodes if not replaced.intersection(n.output)]
@@ -61,7 +66,9 @@ def _arithmetic(nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> s
     return found
 
 
-def _observed(graph: Graph, names: Sequence[str], sample: tuple[int, ...]) -> dict[str, list[Ints]]:
+def _observed(
+    graph: Graph, names: Sequence[str], sample: tuple[int, ...], batches: Sequence[int]
+) -> dict[str, list[Ints]]:
     """The values of integer tensors at each of the batch sizes."""
     source = [value_info("x", TensorProto.FLOAT, [-1, *sample])]
     model = graph.model("shapes", source, [helper.make_empty_tensor_value_info(n) for n in names])
@@ -76,7 +83,7 @@ def _observed(graph: Graph, names: Sequence[str], sample: tuple[int, ...]) -> di
     runs = []
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    for batch in BATCHES:
+    for batch in batches:
         try:
             session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]

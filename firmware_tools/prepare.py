@@ -15,6 +15,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from firmware_tools.autodiff.graph import needed
+from firmware_tools.batching import free_batch
 from firmware_tools.errors import ModelError, OptionError
 from firmware_tools.folding import fold_shapes
 from firmware_tools.rewrite import pool_before_relu
@@ -56,7 +57,7 @@ def prepare(
     constants: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     if graph.sparse_initializer:
         raise ModelError("sparse initializers are not supported; store them densely")
-    source, sample = _only_input(graph, constants, shape)
+    source, sample, batch = _only_input(graph, constants, shape)
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type == "Constant":
@@ -71,6 +72,8 @@ def prepare(
     _rename(nodes, rename)
     opset = loaded.opset_import[0].version
     renamed = {rename(k): v for k, v in constants.items()}
+    if batch:
+        nodes = free_batch(nodes, renamed, sample, batch, opset)
     nodes = needed(fold_shapes(nodes, renamed, sample, opset), ["logits"])
     used = {name for node in nodes for name in node.input}
     kept = {k: v for k, v in renamed.items() if k in used}
@@ -80,8 +83,8 @@ def prepare(
 
 def _only_input(
     graph: onnx.GraphProto, constants: dict[str, Array], given: Sequence[int]
-) -> tuple[str, tuple[int, ...]]:
-    """Name of the model's input and the shape of a sample."""
+) -> tuple[str, tuple[int, ...], int]:
+    """Name of the model's input, the shape of a sample, and the batch size, 0 for any."""
     inputs = [i for i in graph.input if i.name not in constants]
     if len(inputs) != 1:
         names = ", ".join(i.name for i in inputs)
@@ -109,8 +112,7 @@ def _only_input(
                 f"batch: give the shape of a sample, {_example(dims[1:])}, or export the model with it"
             )
         sample.append(extent or dim.dim_value)
-    dims[0].ClearField("value")
-    return name, tuple(sample)
+    return name, tuple(sample), dims[0].dim_value
 
 
 def _example(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
