@@ -19,6 +19,11 @@ test: system-packages check
 	@$(BIN)/python -m tests.pi.root || [ -z "$$CI" ]
 	@$(BIN)/python -m pytest
 
+# PyTorch is what gradients are compared with; it is several GB with CUDA, so elsewhere those tests are skipped.
+ifdef CI
+test: $(VENV)/torch
+endif
+
 test-pi: $(VENV)/test
 	@$(BIN)/python -m tests.pi.root
 	@$(BIN)/python -m pytest tests/pi
@@ -44,6 +49,11 @@ $(VENV)/test: pyproject.toml $(VENV)/demo
 	@echo "installing the tests' packages …"
 	@$(PIP) --upgrade 'pip>=25.1'
 	@$(PIP) --group test
+	@touch $@
+
+$(VENV)/torch: $(VENV)/test
+	@echo "installing PyTorch …"
+	@$(PIP) torch==2.13.0 onnxscript
 	@touch $@
 
 $(BIN)/pip:

@@ -56,8 +56,11 @@ def _is_zero(graph: Graph, name: str) -> bool:
 
 
 def _free_target(graph: Graph, node: NodeProto, sample: Shape, batch: int) -> None:
-    """Let the target follow the batch: -1 for the axis of a Reshape where the input's axis of the batch begins, as
-    many values into a sample; 1 for the batch of an Expand, which keeps what is there."""
+    """Let the target follow the batch.
+
+    That is -1 for the axis of a Reshape that begins where the input's axis of the batch begins, as many values into a
+    sample; and 1 for the batch of an Expand, which keeps what is there.
+    """
     try:
         source = shapes_of(graph, {"x": (DYNAMIC, *sample)}, [node.input[0]]).get(node.input[0], ())
         extents = shapes_of(graph, {"x": (batch, *sample)}, [node.output[0]]).get(node.output[0], ())

@@ -19,6 +19,7 @@ from firmware_tools.batching import free_batch
 from firmware_tools.errors import ModelError, OptionError
 from firmware_tools.folding import fold_shapes
 from firmware_tools.rewrite import pool_before_relu
+from firmware_tools.sharing import separate
 from firmware_tools.source import read
 
 RESERVED = frozenset({"x", "y", "logits", "loss", "correct", "learning_rate"})
@@ -77,8 +78,10 @@ def prepare(
     nodes = needed(fold_shapes(nodes, renamed, sample, opset), ["logits"])
     used = {name for node in nodes for name in node.input}
     kept = {k: v for k, v in renamed.items() if k in used}
-    parameters = frozenset(rename(t.name) for t in graph.initializer)
-    return Network(graph.name or "model", tuple(nodes), kept, parameters, sample, opset, changed + notes)
+    initializers = frozenset(rename(t.name) for t in graph.initializer if t.name in constants) & kept.keys()
+    nodes, parameters, separated = separate(nodes, kept, initializers)
+    notes = changed + notes + separated
+    return Network(graph.name or "model", tuple(nodes), kept, parameters, sample, opset, notes)
 
 
 def _only_input(

@@ -21,6 +21,16 @@ _BIAS_INPUTS = {
     "InstanceNormalization": 2, "GroupNormalization": 2, "RNN": 3, "GRU": 3, "LSTM": 3,
 }  # fmt: skip
 
+_ARITHMETIC = (
+    "Mul",
+    "Div",
+    "Sub",
+    "Pow",
+    "Max",
+    "Min",
+    "Where",
+)  # not Add, by which a bias of one value comes
+
 
 def select(network: Network, patterns: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Array]]:
     """Names of all tensors that can be trained, and those with values that one of `patterns` chooses.
@@ -53,13 +63,16 @@ def select(network: Network, patterns: Sequence[str]) -> tuple[tuple[str, ...], 
 def _candidates(network: Network) -> dict[str, Array]:
     """The float32 tensors of rank >= 1 that can be trained, in the order in which the model uses them.
 
-    Statistics, scales and other settings of an operator are never among them.
+    Statistics, scales and other settings of an operator are never among them, nor is a single value in arithmetic,
+    such as the scale of attention, which some exporters store as they store parameters.
     """
     order = dict.fromkeys(
         name
         for node in network.nodes
         for i, name in enumerate(node.input)
-        if name in network.parameters and i not in SETTINGS.get(node.op_type, ())
+        if name in network.parameters
+        and i not in SETTINGS.get(node.op_type, ())
+        and not (node.op_type in _ARITHMETIC and network.constants[name].size == 1)
     )
     values = {n: network.constants[n] for n in order}
     return {n: v for n, v in values.items() if v.dtype == np.float32 and v.ndim and v.size}

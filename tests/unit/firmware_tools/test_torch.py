@@ -47,6 +47,18 @@ class Encoder(nn.Module):
         return self.head(x.mean(dim=1))
 
 
+class Attention(nn.Module):
+    """PyTorch's own encoder layer with two heads over [batch, 5, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.layer(x).mean(dim=1))
+
+
 class Autoencoder(nn.Module):
     """Convolutions down and up again, and logits from the reconstruction."""
 
@@ -83,6 +95,7 @@ MODELS = {
     "lstm": (lambda: Recurrent(nn.LSTM(3, 5, batch_first=True)), (6, 3)),
     "gru-both-ways": (lambda: Recurrent(nn.GRU(3, 4, batch_first=True, bidirectional=True)), (5, 3)),
     "encoder": (Encoder, (5, 8)),
+    "attention": (Attention, (5, 8)),
     "autoencoder": (Autoencoder, (1, 8, 8)),
 }
 
@@ -105,7 +118,7 @@ def exported(module, shape, *, dynamo):
 
 
 def module_of(name):
-    """A model with weights and running statistics of its own; exporters merge tensors of equal values."""
+    """A model whose every tensor has values of its own, so that those of the exporter find theirs in PyTorch."""
     torch.manual_seed(0)
     build, shape = MODELS[name]
     module = build()
@@ -178,3 +191,49 @@ def test_batch_normalization_trains_like_pytorch(tmp_path, name):
     compared = assert_twenty_equal_steps(tmp_path, module.train(), shape, model, batch_norm="train")
 
     assert {"1.running_mean", "1.running_var.root"} <= compared
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", ["ds-cnn", "attention"])
+def test_a_fresh_model_trains_like_pytorch(tmp_path, name, dynamo):
+    """Biases of zero and scales of one, which the exporters merge, are trained one by one as in PyTorch."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    build, shape = MODELS[name]
+    module = build()
+    model = exported(module.eval(), shape, dynamo=dynamo)
+    compiled = compile_training(model, optimizer="sgd", quantize="none")
+    session = TrainingSession(compiled.save(tmp_path / "net.bundle"))
+    optimizer = torch.optim.SGD(module.train().parameters(), lr=RATE)
+    ours, theirs = [], []
+    for _ in range(STEPS):
+        x, y = torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(x), y)
+        loss.backward()
+        optimizer.step()
+        theirs.append(loss.item())
+        ours.append(session.step(x.numpy(), y.numpy(), RATE))
+
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    count = sum(p.numel() for p in module.parameters())
+    assert compiled.manifest.parameters == count
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", ["cnn", "gru"])
+def test_a_model_exported_for_one_batch_size_trains(tmp_path, name, dynamo):
+    """Exported as PyTorch does by default, for the example's batch, a model trains at another size."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    module, shape = module_of(name)
+    path = tmp_path / "m.onnx"
+    torch.onnx.export(module.eval(), (torch.randn(1, *shape),), path, dynamo=dynamo)
+    session = TrainingSession(
+        compile_training(path, optimizer="sgd", quantize="none").save(tmp_path / "net.bundle")
+    )
+    x, y = torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))
+    loss = nn.functional.cross_entropy(module(x), y).item()
+
+    assert session.step(x.numpy(), y.numpy(), RATE) == pytest.approx(loss, rel=1e-4)

@@ -38,6 +38,21 @@ def test_the_last_layers_are_counted_by_their_weights(models):
     assert chosen(models.mlp(), "last:2") == chosen(models.mlp(), "*")
 
 
+def test_a_single_value_in_arithmetic_is_no_parameter(models):
+    """The scale of attention, stored as an initializer of shape [1], is not trained; a bias of one value is."""
+    rng = np.random.default_rng(0)
+    weights = {"w": models.he(rng, 12, 1), "bias": np.zeros(1, np.float32)}
+    weights |= {"half": np.full(1, 0.5, np.float32), "v": models.he(rng, 1, 4)}
+    nodes = [
+        helper.make_node("MatMul", ["in", "w"], ["a"]),
+        helper.make_node("Add", ["a", "bias"], ["b"]),
+        helper.make_node("Mul", ["b", "half"], ["c"]),
+        helper.make_node("MatMul", ["c", "v"], ["out"]),
+    ]
+
+    assert chosen(models.model_of(nodes, weights, (12,), 4), "*") == ["w", "bias", "v"]
+
+
 def test_patterns_add_up(models):
     """Several patterns train what any of them chooses, in the order of the model."""
     assert chosen(models.lenet(), "last:1", "bias-only") == [

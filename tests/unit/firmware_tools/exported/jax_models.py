@@ -56,6 +56,12 @@ class Plain(nnx.Module):
         return jax.nn.softmax(jnp.tanh(x @ self.w1[...]) @ self.w2[...])
 
 
+def disturbed(state):
+    """Initial biases are equal, and the exporter would store them as one tensor."""
+    noise = iter(jax.random.split(jax.random.key(1), 99))
+    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), state)
+
+
 def losses_of(model, x, y, *, logits):
     """Of five steps of plain gradient descent at frozen statistics."""
 
@@ -74,12 +80,13 @@ def losses_of(model, x, y, *, logits):
 
 def main():
     found = {}
-    for name, (kind, shape) in {"cnn": (Cnn, (8, 8, 1)), "encoder": (Encoder, (6, 3)), "plain": (Plain, (12,))}.items():
+    for name, (kind, shape) in {
+        "cnn": (Cnn, (8, 8, 1)),
+        "encoder": (Encoder, (6, 3)),
+        "plain": (Plain, (12,)),
+    }.items():
         model = kind(nnx.Rngs(0))
-        # Initial biases are equal, and the exporter would store them as one tensor.
-        noise = iter(jax.random.split(jax.random.key(1), 99))
-        state = nnx.state(model, nnx.Param)
-        nnx.update(model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), state))
+        nnx.update(model, disturbed(nnx.state(model, nnx.Param)))
         path = HERE / f"jax-{name}.onnx"
         to_onnx(model, [("B", *shape)], model_name=name, return_mode="file", output_path=str(path))
         rng = np.random.default_rng(0)

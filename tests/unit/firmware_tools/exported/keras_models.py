@@ -68,7 +68,9 @@ def encoder():
 def losses_of(model, x, y):
     """Of five steps of plain gradient descent at frozen statistics."""
     optimizer = keras.optimizers.SGD(RATE)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=model.layers[-1].activation.__name__ == "linear")
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=model.layers[-1].activation.__name__ == "linear"
+    )
     losses = []
     for _ in range(STEPS):
         with tf.GradientTape() as tape:

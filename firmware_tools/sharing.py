@@ -1,0 +1,70 @@
+"""Undoes the merging of equal tensors, by which exporters would let several layers train one tensor.
+
+Fresh networks are full of them: scales of one, biases and running means of zero. Tensors of various values that are
+used at several places are shared by the network's own design, and stay so.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import NodeProto
+
+from firmware_tools.autodiff.graph import Array
+
+
+def separate(
+    nodes: Sequence[NodeProto], constants: dict[str, Array], parameters: frozenset[str]
+) -> tuple[list[NodeProto], frozenset[str], tuple[str, ...]]:
+    """Give each further use of a parameter whose values are all equal a copy of its own.
+
+    Returns the nodes, without an Identity of a parameter; the parameters with the copies, which are added to
+    `constants`; and a note if there are any.
+    """
+    kept, given = _without_identities(nodes, constants, parameters)
+    taken = {*constants, *(name for node in kept for name in node.output)}
+    uses: Counter[str] = Counter()
+    copies = set(given)
+    for node in kept:
+        for index, name in enumerate(node.input):
+            if name not in parameters | given or not _is_uniform(constants[name]):
+                continue
+            uses[name] += 1
+            if uses[name] > 1:
+                copy = f"{name}_{uses[name]}"
+                while copy in taken:
+                    copy += "_"
+                taken.add(copy)
+                copies.add(copy)
+                constants[copy] = constants[name]
+                node.input[index] = copy
+    if not copies:
+        return kept, parameters, ()
+    note = f"gave {len(copies)} uses of merged tensors, such as biases of zero, tensors of their own"
+    return kept, parameters | copies, (note,)
+
+
+def _without_identities(
+    nodes: Sequence[NodeProto], constants: dict[str, Array], parameters: frozenset[str]
+) -> tuple[list[NodeProto], frozenset[str]]:
+    """The nodes without an Identity of a parameter: its name is a copy of equal values, else the parameter again."""
+    kept, same, copies = [], dict[str, str](), set[str]()
+    for node in nodes:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type != "Identity" or node.input[0] not in parameters | copies or "logits" in node.output:
+            kept.append(node)
+        elif _is_uniform(constants[node.input[0]]):
+            constants[node.output[0]] = constants[node.input[0]]
+            copies.add(node.output[0])
+        else:
+            same[node.output[0]] = node.input[0]
+    return kept, frozenset(copies)
+
+
+def _is_uniform(value: Array) -> bool:
+    return (
+        value.dtype == np.float32
+        and value.ndim > 0
+        and value.size > 0
+        and bool((value == value.flat[0]).all())
+    )
