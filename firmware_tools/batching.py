@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper
 
+from edge_client.runtime import ort
 from firmware_tools.autodiff.graph import DYNAMIC, Array, Graph, Shape, shapes_of, value_info
 from firmware_tools.errors import ModelError
 from firmware_tools.folding import fold_shapes
