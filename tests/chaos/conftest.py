@@ -25,6 +25,7 @@ from broker_bridge.broker import find_mosquitto
 from broker_bridge.ports import Kind
 from broker_bridge.ports.open import open_ports
 from broker_bridge.records import UpdateRecord
+from edge_client.bundle import open_bundle
 from edge_client.wire import messages, sparse, topics
 from edge_client.wire.messages import Receipt
 from firmware_tools.compiler import compile_training
@@ -123,6 +124,7 @@ class Fleet:
             return None
 
     def start_job(self, bundle, **fields):
+        (self.directory / "job.bundle").write_bytes(bundle)
         spec = {
             "name": "waves",
             "bundle": self.api.upload(bundle),
@@ -190,10 +192,11 @@ class Fleet:
         """
         self.ledger.stop()
         self.supervisor.stop()
-        return asyncio.run(_audit(self.directory / "server" / "fleet.db", self.ledger))
+        trained = open_bundle(self.directory / "job.bundle").manifest
+        return asyncio.run(_audit(self.directory / "server" / "fleet.db", trained, self.ledger))
 
 
-async def _audit(path, ledger):
+async def _audit(path, bundle, ledger):
     ports = open_ports(f"sqlite:///{path}")
     try:
         entries = {}
@@ -216,7 +219,6 @@ async def _audit(path, ledger):
             ports.blobs, msgspec.json.decode(value, type=cells.VersionCell).manifest
         )
         _, spec = await ports.heads.load("spec/waves")
-        bundle = compile_bundle().manifest
         assert msgspec.json.decode(spec)["state"] == "ended"
         folded = []
         while manifest.parent:
@@ -230,19 +232,19 @@ async def _audit(path, ledger):
 
 async def _replay(ports, manifest, bundle, entries):
     """Fold a version's log ranges again: the result must be the stored model, to the last bit."""
-    fold, folded = Fold(bundle.sizes, "uniform"), []
+    fold, folded, statistics = Fold(bundle.sizes, "uniform"), [], len(bundle.statistics)
     for (partition, offset), entry in entries.items():
         after, upto = manifest.included.get(partition, (0, 0))
         if after < offset <= upto:
             frame = msgspec.msgpack.decode(entry.body, type=UpdateRecord).frame
-            fold.add(sparse.decode(frame, bundle.sizes))
+            fold.add(sparse.decode(frame, bundle.sizes, statistics))
             folded.append(entry.uid)
     assert {base: bucket.count for base, bucket in fold.buckets.items()} == manifest.bases
     if manifest.version <= 20:  # later ones may follow models that retention has deleted
         parent = await load_manifest(ports.blobs, manifest.parent)
         before = await load_model(ports.blobs, parent, bundle.sizes)
-        steps = [tensor.step_exp for tensor in bundle.tensors]
-        again = commit(before, steps, fold, manifest.weights, manifest.server_lr)
+        steps = [tensor.step_exp for tensor in bundle.table]
+        again = commit(before, steps, fold, manifest.weights, manifest.server_lr, statistics=statistics)
         stored = await load_model(ports.blobs, manifest, bundle.sizes)
         assert all(np.array_equal(a, b) for a, b in zip(again, stored, strict=True)), (
             "replay gives other bytes"
@@ -250,8 +252,9 @@ async def _replay(ports, manifest, bundle, entries):
     return folded
 
 
-def compile_bundle():
-    return compile_training(cnn1d(channels=2, length=16, classes=3, widths=(4, 8)), learning_rate=0.02)
+def compile_bundle(quantize="int8-weights"):
+    model = cnn1d(channels=2, length=16, classes=3, widths=(4, 8))
+    return compile_training(model, learning_rate=0.02, quantize=quantize)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 import sqlite3
 from contextlib import closing
 
+import onnx
 import pytest
 
+from aggregator.client import ApiError
 from broker_bridge.broker import find_mosquitto
-from tests.chaos.conftest import Fleet, until
+from tests.chaos.conftest import Fleet, compile_bundle, until
 
 DEVICES = ("dev-a", "dev-b", "dev-c", "dev-d")
 
@@ -91,6 +93,27 @@ def test_a_server_killed_mid_buffer_goes_on_from_its_version(fleet, bundle):
         run_until(fleet, before["version"] + 2)
 
     assert finish(fleet) >= 15
+
+
+def test_what_devices_observe_of_activations_survives_kills_and_makes_an_int8_model(fleet):
+    """I1, I2, I8: ranges travel and fold like weights, kill -9 or not, and are all that the INT8 export needs."""
+    fleet.start_job(compile_bundle("int8").to_bytes())
+    for name in DEVICES:
+        fleet.start_device(name)
+    run_until(fleet, 1)
+    fleet.kill_child("aggregator")
+    until(fleet.healthy, "the API answers again")
+    fleet.kill_device("dev-a")
+    fleet.start_device("dev-a")
+    run_until(fleet, 3)
+    version, model = fleet.api.model("waves", "int8")
+    with pytest.raises(ApiError, match="no device has observed"):
+        fleet.api.model("waves", "int8", 0)
+    nodes = onnx.load_from_string(model).graph.node
+
+    assert version >= 3
+    assert sum(node.op_type == "QuantizeLinear" for node in nodes) == 3
+    assert finish(fleet) >= 9
 
 
 def test_a_broker_that_takes_only_small_packets_is_enough(tmp_path, bundle, monkeypatch):
