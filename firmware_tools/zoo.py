@@ -19,8 +19,8 @@ def cnn1d(  # noqa: PLR0917 - the dimensions of a network in their usual order
 ) -> onnx.ModelProto:
     """A 1-D convolutional network for windows of sensor readings, float32 [N, channels, length] to [N, classes].
 
-    Each layer is a same-padded convolution, with `batch_norm` a BatchNormalization, and ReLU, halved by max pooling but for the last; then the mean over
-    time and a dense layer. The defaults give 24,599 parameters.
+    Each layer is a same-padded convolution, with `batch_norm` a BatchNormalization, and ReLU, halved by max pooling
+    but for the last; then the mean over time and a dense layer. The defaults give 24,599 parameters.
     """
     net = Net("cnn1d", (channels, length), seed=seed)
     tensor, fan = "x", channels
