@@ -98,7 +98,9 @@ def _backward(forward: Graph, shapes: dict[str, Shape], trained: Sequence[str], 
     every = {**shapes, _SEED: shapes["logits"]}
     made = {name for node in graph.nodes for name in node.output}
     used = {name for node in graph.nodes for name in node.input if name} - made - graph.constants.keys()
-    every = shapes_of(graph, {name: every[name] for name in sorted(used)}, list(gradients.values()))
+    # At the batch's own size: an extent that grows with it is not always the batch alone.
+    fixed = {n: tuple(batch_size if e == DYNAMIC else e for e in every[n]) for n in sorted(used)}
+    every = shapes_of(graph, fixed, list(gradients.values()))
     return Backward(len(nodes), multiply_adds(nodes, every, batch_size), _VALUE_BYTES * values)
 
 
