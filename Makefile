@@ -3,13 +3,14 @@
 # make test-pi the trainer and the daemon on an emulated Raspberry Pi 4, which it makes first; a part of make test
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
+# make bench-training   a training step beside PyTorch's, some ten minutes
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi check bench clean system-packages
+.PHONY: demo test test-pi check bench bench-training clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -35,7 +36,11 @@ check: $(VENV)/test
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/test
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/training.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
+bench-training: $(VENV)/test
+	@$(BIN)/python bench/training.py --out bench/results/training.json
 
 clean:
 	rm -rf $(VENV) .demo .pi
