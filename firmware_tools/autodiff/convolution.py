@@ -1,6 +1,7 @@
 """Gradient rules of convolutions in any number of spatial dimensions."""
 
 import math
+from dataclasses import replace
 
 from firmware_tools.autodiff.correlation import (
     input_gradient,
@@ -69,11 +70,10 @@ def _small(window: Window, groups: int) -> bool:
 
 def _transposed_window(call: Call, kernel: tuple[int, ...]) -> Window:
     """The window of the Conv that leads from the output's shape back to the input's."""
-    if call.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or call.attribute("output_shape", ()):
-        raise call.refused("give its paddings as pads and output_padding")
-    rank = len(kernel)
-    ones, pads = [1] * rank, call.attribute("pads", [0] * (2 * rank))
-    return Window(
+    rank, auto = len(kernel), call.attribute("auto_pad", "NOTSET")
+    ones, zeros = [1] * rank, [0] * (2 * rank)
+    pads = call.attribute("pads", zeros) if auto == "NOTSET" else zeros
+    window = Window(
         kernel=kernel,
         strides=tuple(call.attribute("strides", ones)),
         dilations=tuple(call.attribute("dilations", ones)),
@@ -82,6 +82,17 @@ def _transposed_window(call: Call, kernel: tuple[int, ...]) -> Window:
         source=call.spatial(call.y),
         result=call.spatial(call.x),
     )
+    if auto in ("NOTSET", "VALID") and not call.attribute("output_shape", ()):
+        return window
+    # The paddings follow from the output's extents (ONNX, ConvTranspose: total_padding).
+    spans = zip(window.result, window.strides, kernel, window.dilations, window.source, strict=True)
+    extra = call.attribute("output_padding", zeros[:rank])
+    total = [
+        max((m - 1) * s + (k - 1) * d + 1 + o - n, 0) for (m, s, k, d, n), o in zip(spans, extra, strict=True)
+    ]
+    small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    begin, end = (small, large) if auto == "SAME_UPPER" else (large, small)
+    return replace(window, begin=begin, end=end)
 
 
 def _swap(graph: Graph, tensor: str, rank: int) -> str:

@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+from onnx import helper
 
 from firmware_tools.autodiff.elementwise import mask
-from firmware_tools.autodiff.graph import DYNAMIC
+from firmware_tools.autodiff.graph import DYNAMIC, FLOAT
 from firmware_tools.autodiff.registry import Call, Gradients, gradient
 
 NORM_MIN = 1e-20  # below it a vector counts as zero, where ReduceL2 gets gradient 0
@@ -13,13 +14,13 @@ NORM_MIN = 1e-20  # below it a vector counts as zero, where ReduceL2 gets gradie
 
 @gradient("ReduceSum")
 def reduce_sum(call: Call) -> Gradients:
-    """Each reduced value gets dy; the reduced extents must be static."""
+    """Each reduced value gets dy."""
     return [_spread(call, _axes(call), mean=False)]
 
 
 @gradient("ReduceMean")
 def reduce_mean(call: Call) -> Gradients:
-    """Each of the n reduced values gets dy / n; the reduced extents must be static."""
+    """Each of the n reduced values gets dy / n."""
     return [_spread(call, _axes(call), mean=True)]
 
 
@@ -73,10 +74,15 @@ def _kept(call: Call, tensor: str, axes: tuple[int, ...]) -> str:
 
 def _spread(call: Call, axes: tuple[int, ...], *, mean: bool) -> str:
     shape, g = call.shape(call.x), call.graph
-    if any(shape[a] == DYNAMIC for a in axes):
-        raise call.refused("it reduces over the batch")
     if not axes:
         return call.dy
+    if any(shape[a] == DYNAMIC for a in axes):
+        one = helper.make_tensor("one", FLOAT, [1], [1.0])
+        ones = g.add("ConstantOfShape", g.add("Shape", call.x), value=one)
+        if mean:
+            size, kept = (g.add("Cast", g.add("Size", t), to=FLOAT) for t in (call.x, call.y))
+            ones = g.add("Div", ones, g.add("Div", size, kept))
+        return g.add("Mul", _kept(call, call.dy, axes), ones)
     # A broadcast product: Expand takes 50 times as long on the stock CPU kernels.
     extents = [shape[i] if i in axes else 1 for i in range(len(shape))]
     share = np.full(extents, 1.0 / math.prod(extents) if mean else 1.0, dtype=np.float32)

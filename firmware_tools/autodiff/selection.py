@@ -7,7 +7,7 @@ import numpy as np
 
 from firmware_tools.autodiff.elementwise import reduce_to
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Graph
-from firmware_tools.autodiff.registry import Call, Gradients, gradient
+from firmware_tools.autodiff.registry import Call, Gradients, expansion, gradient
 
 INDEX_MAX = 2**31 - 1  # an end from here on means up to the last value
 
@@ -108,12 +108,29 @@ def tile(call: Call) -> Gradients:
     return [g.add("ReduceSum", g.add("Reshape", call.dy, g.ints(*dims)), g.ints(*copies), keepdims=0), None]
 
 
+@expansion("Pad")
+def mirrored(call: Call) -> None:
+    """The modes that repeat values (reflect, edge, wrap) pick them, so that their gradients are added."""
+    mode = call.attribute("mode", "constant")
+    if mode == "constant":
+        call.graph.nodes.append(call.node)
+        return
+    g, shape = call.graph, call.shape(call.x)
+    pads = call.ints("pads", 1) or ()
+    axes = call.ints("axes", 3) or range(len(shape))
+    value = call.x
+    for axis, begin, end in zip(axes, pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True):
+        if begin or end:
+            if shape[axis] == DYNAMIC or min(begin, end) < 0:
+                raise call.refused(f"mode {mode} takes no negative pads and none along the batch")
+            picks = np.pad(np.arange(shape[axis]), (begin, end), mode=mode)  # type: ignore[call-overload]  # numpy's names
+            value = g.add("Gather", value, g.constant(picks), axis=axis)
+    g.add("Identity", value, output=call.y)
+
+
 @gradient("Pad", settings=(2,))
 def pad(call: Call) -> Gradients:
-    """The padding is cut off, what a negative padding cut off gets zero; constant mode only."""
-    mode = call.attribute("mode", "constant")
-    if mode != "constant":
-        raise call.refused(f"mode {mode} has no gradient, only constant has")
+    """The padding is cut off, what a negative padding cut off gets zero; repeated values add their gradients."""
     g, rank = call.graph, len(call.shape(call.x))
     pads = call.ints("pads", 1) or ()
     axes = [a % rank for a in call.ints("axes", 3) or range(rank)]

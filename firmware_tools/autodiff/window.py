@@ -29,8 +29,9 @@ class Window:
 
     @property
     def tiles(self) -> bool:
-        """Whether windows neither overlap nor leave gaps, start at the first value and need no padding."""
-        return self.kernel == self.strides and not self.padded and set(self.dilations) == {1}
+        """Whether windows neither overlap nor leave gaps, start at the first value and end inside the input."""
+        inside = all(m * s <= n for m, s, n in zip(self.result, self.strides, self.source, strict=True))
+        return self.kernel == self.strides and not self.padded and set(self.dilations) == {1} and inside
 
 
 def window_of(call: Call, kernel: tuple[int, ...]) -> Window:
