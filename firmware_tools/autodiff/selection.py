@@ -123,7 +123,8 @@ def mirrored(call: Call) -> None:
         if begin or end:
             if shape[axis] == DYNAMIC or min(begin, end) < 0:
                 raise call.refused(f"mode {mode} takes no negative pads and none along the batch")
-            picks = np.pad(np.arange(shape[axis]), (begin, end), mode=mode)  # type: ignore[call-overload]  # numpy's names
+            # The modes' names are numpy's own.
+            picks = np.pad(np.arange(shape[axis]), (begin, end), mode=mode)  # type: ignore[call-overload]
             value = g.add("Gather", value, g.constant(picks), axis=axis)
     g.add("Identity", value, output=call.y)
 
