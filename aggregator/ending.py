@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from aggregator.holdout import score
 from aggregator.spec import EndSpec
+from edge_client.wire.messages import Metrics
 
 
 def plateaued(scores: Sequence[float | None], patience: int) -> bool:
@@ -14,15 +16,24 @@ def plateaued(scores: Sequence[float | None], patience: int) -> bool:
     return known[-1][1] - best >= patience
 
 
-def reason(end: EndSpec, scores: Sequence[float | None], *, version: int, age_s: float) -> str | None:
-    """Why a job at this version and age is over, or None while it is not."""
+def reason(end: EndSpec, smoothed: Sequence[Metrics | None], *, version: int, age_s: float) -> str | None:
+    """Why a job at this version and age is over, or None while it is not.
+
+    `smoothed` are the hold-out figures of its versions; without an accuracy the loss decides.
+    """
     if end.versions_max is not None and version >= end.versions_max:
         return f"reached {end.versions_max} versions"
     if end.deadline_s is not None and age_s >= end.deadline_s:
         return f"reached its deadline of {end.deadline_s:g} s"
-    newest = next((score for score in reversed(scores) if score is not None), None)
-    if end.target_accuracy is not None and newest is not None and newest >= end.target_accuracy:
-        return f"reached its target accuracy of {end.target_accuracy:g} with {newest:.4f}"
+    newest = next((figures for figures in reversed(smoothed) if figures is not None), None)
+    if newest is None:
+        return None
+    if end.target_accuracy is not None and (newest.accuracy or 0.0) >= end.target_accuracy:
+        return f"reached its target accuracy of {end.target_accuracy:g} with {newest.accuracy:.4f}"
+    if end.target_loss is not None and newest.loss <= end.target_loss:
+        return f"reached its target loss of {end.target_loss:g} with {newest.loss:.6g}"
+    scores = [None if figures is None else score(figures) for figures in smoothed]
     if end.patience is not None and plateaued(scores, end.patience):
-        return f"no better hold-out accuracy for {end.patience} versions"
+        what = "lower hold-out loss" if newest.accuracy is None else "better hold-out accuracy"
+        return f"no {what} for {end.patience} versions"
     return None

@@ -11,7 +11,8 @@ import msgspec
 from aggregator import ending, staleness
 from aggregator.commit import commit
 from aggregator.fold import Fold
-from aggregator.history import History, Holdout
+from aggregator.history import History
+from aggregator.holdout import Holdout
 from aggregator.leases import Lease, Leases, Waiting
 from aggregator.spec import FRACTION_BITS, JobSpec
 from aggregator.versions import VersionManifest, reference
@@ -201,13 +202,15 @@ class Job:
 
     def notice(self) -> VersionNotice:
         """The announcement of the newest version."""
+        newest = self.history.newest
         return VersionNotice(
             job=self.spec.name,
             version=self.version,
             version_hash=self.manifest.model_hash,
             at=self.manifest.at,
             updates=sum(self.manifest.bases.values()),
-            accuracy=next((s for s in reversed(self.history.smoothed) if s is not None), None),
+            accuracy=None if newest is None else newest.accuracy,
+            loss=None if newest is None else newest.loss,
         )
 
     def frame_bytes_max(self) -> int:

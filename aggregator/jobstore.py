@@ -212,6 +212,7 @@ def _job_cell(job: Job, job_record: JobRecord) -> cells.JobCell:
         staleness_max=job.spec.staleness_max,
         frame_bytes_max=job.frame_bytes_max(),
         statistics=len(job.bundle.statistics),
+        measure=job.bundle.measure,
         blobs=(job_record.bundle.digest,),
     )
 

@@ -15,6 +15,8 @@ FRACTION_BITS = (
     24  # of the fold's fixed point: the smallest float16 is 2**-24; here, where its range is proved
 )
 
+LOSS_MAX = 1e30  # far above any loss of float32 that still means something
+
 # Named in the design, not built yet: asking for one is refused, never silently run without (I13).
 UNSUPPORTED_FIELDS = {
     "privacy": "differential privacy",
@@ -39,13 +41,15 @@ class TrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EndSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a job ends; the first condition that holds ends it.
 
-    `target_accuracy` and `patience` look at the devices' own hold-outs (history.py), never at other data.
+    `target_accuracy`, `target_loss` and `patience` look at the devices' own hold-outs (history.py), never at other
+    data. A model without an accuracy is judged by its loss.
     """
 
     versions_max: int | None = None
     deadline_s: float | None = None
     target_accuracy: float | None = None
-    patience: int | None = None  # versions without a better hold-out accuracy
+    target_loss: float | None = None
+    patience: int | None = None  # versions without a better hold-out accuracy, or a lower loss
 
 
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,6 +132,7 @@ def check(spec: JobSpec) -> None:
         ("end.versions_max", end.versions_max, 1, 10_000_000),
         ("end.deadline_s", end.deadline_s, 1, 10 * 365 * 86400),
         ("end.target_accuracy", end.target_accuracy, 0, 1),
+        ("end.target_loss", end.target_loss, 0, LOSS_MAX),
         ("end.patience", end.patience, 1, 1_000_000),
     )
     for name, value, low, high in bounds:
@@ -138,6 +143,11 @@ def check(spec: JobSpec) -> None:
 
 def check_bundle(spec: JobSpec, bundle: Manifest) -> None:
     """Check a spec against the bundle it names; raise RefusedError."""
+    if spec.end.target_accuracy is not None and bundle.measure != "accuracy":
+        raise RefusedError(
+            "bad_spec",
+            f"end.target_accuracy: a model trained with loss {bundle.loss} has no accuracy; use end.target_loss",
+        )
     if bundle.statistics:
         _check_sums(spec, HALF_MAX, f"{HALF_MAX:g} (the largest change of a statistic)", "buffer_size")
 

@@ -9,6 +9,7 @@ from aggregator.errors import NotFoundError
 from aggregator.fleet import DeviceRecord
 from aggregator.history import VersionRecord
 from aggregator.job import Job
+from edge_client.wire.messages import Metrics
 
 View = dict[str, Any]
 
@@ -17,7 +18,6 @@ def job(engine: Engine, name: str) -> View:
     """One job with its newest figures; raise NotFoundError."""
     found = find_job(engine, name)
     record = engine.store.records[name]
-    smoothed = found.history.smoothed
     updates = sum(r.updates for r in found.history.records)
     late = sum(tau * n for r in found.history.records for tau, n in r.staleness.items())
     rejected: dict[str, int] = {}
@@ -38,7 +38,7 @@ def job(engine: Engine, name: str) -> View:
         "ended_at": record.ended_at,
         "version": found.version,
         "best_version": found.best(),
-        "accuracy": next((s for s in reversed(smoothed) if s is not None), None),
+        **_figures(found.history.newest),
         "updates": updates,
         "buffered": found.buffered,
         "staleness_mean": late / updates if updates else 0.0,
@@ -54,13 +54,20 @@ def job(engine: Engine, name: str) -> View:
 
 
 def version(found: Job, record: VersionRecord) -> View:
-    """One version with its figures; `accuracy` is the weighted hold-out accuracy of that version alone."""
+    """One version with its figures; those of hold-outs are weighted means of that version alone."""
     view: View = msgspec.to_builtins(record)
+    del view["holdout"]
+    view |= {"holdout_n": record.holdout.n, "holdout_devices": record.holdout.devices}
+    view |= _figures(record.holdout.mean())
     view["staleness"] = {str(tau): n for tau, n in sorted(record.staleness.items())}
-    view["accuracy"] = record.holdout_accuracy
-    view["loss"] = record.holdout_loss / record.holdout_n if record.holdout_n else None
     view["stored"] = record.version in found.recent
     return view
+
+
+def _figures(metrics: Metrics | None) -> View:
+    """Hold-out figures, null where there is none yet or where the job's loss has no such figure."""
+    names = ("loss", "accuracy", "error", "threshold")
+    return {name: None if metrics is None else getattr(metrics, name) for name in names}
 
 
 def device(record: DeviceRecord) -> View:

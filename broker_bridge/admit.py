@@ -14,6 +14,10 @@ from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Evaluation
 from edge_client.wire.topics import Uid
 
+FLOAT_MAX = 3.4028235e38  # of float32: no device computes a larger figure, and sums of these stay finite
+HOLDOUT_MAX = 1 << 32  # samples; far more than a device's memory holds
+FIGURES = (("loss", -FLOAT_MAX, FLOAT_MAX), ("accuracy", 0.0, 1.0), ("error", 0.0, FLOAT_MAX),
+           ("threshold", 0.0, FLOAT_MAX))  # fmt: skip
 NORM_TOLERANCE = 1e-3  # a device clips to norm_max before float16 rounds its scales, by at most 2**-11
 
 
@@ -56,13 +60,13 @@ def admit_evaluation(
 ) -> Accept | Reject:
     """Judge an evaluation; `now` in Unix seconds.
 
-    Codes: `unknown_job`, `job_ended`, `too_large`, `bad_message` (JSON has no number that is not finite, and
-    one too large for a float does not decode), `unknown_base`.
+    Codes: `unknown_job`, `job_ended`, `too_large`, `bad_message` (also for figures that no sample gives, or that
+    are not those of the job), `unknown_base`.
     """
     try:
-        open_job(job, len(payload))
+        known = open_job(job, len(payload))
         evaluation = messages.decode(Evaluation, payload)
-        _check_metrics(evaluation)
+        _check_evaluation(evaluation, known)
         _check_version(evaluation, version)
     except RemoteWireError as error:
         return Reject(error.code, str(error))
@@ -116,7 +120,16 @@ def _check_version(evaluation: Evaluation, version: VersionCell | None) -> None:
         raise RemoteWireError("unknown_base", f"there is no version {evaluation.version}")
 
 
-def _check_metrics(evaluation: Evaluation) -> None:
+def _check_evaluation(evaluation: Evaluation, job: JobCell) -> None:
     for metrics in (evaluation.before, evaluation.after):
-        if metrics is not None and metrics.n < 0:
+        if metrics is None:
+            continue
+        if not 0 <= metrics.n <= HOLDOUT_MAX:
             raise RemoteWireError("bad_message", f"Evaluation: {metrics.n} samples")
+        for name, low, high in FIGURES:
+            value = getattr(metrics, name)
+            if value is not None and not low <= value <= high:
+                raise RemoteWireError("bad_message", f"Evaluation: {name} is not from {low:g} to {high:g}")
+            # Without samples there is no quantile; with them each device reports what its job is judged by.
+            if metrics.n and (value is None) != (name not in ("loss", job.measure)):
+                raise RemoteWireError("bad_message", f"Evaluation: {name} of a job with {job.measure}")

@@ -31,6 +31,7 @@ class JobCell(msgspec.Struct, frozen=True):
     staleness_max: int  # τ_max: versions an update's base may be behind
     frame_bytes_max: int  # the largest update frame of this job
     statistics: int = 0  # how many of the tensors, at the table's end, are statistics
+    measure: Literal["accuracy", "error", "threshold"] = "accuracy"  # what evaluations give beside the loss
     blobs: tuple[str, ...] = ()  # digests a device may pull besides those of the versions
 
 

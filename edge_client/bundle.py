@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from edge_client.wire.limits import FRAME_BYTES_MAX, PARAMETER_COUNT_MAX, TENSOR_COUNT_MAX
-from edge_client.wire.messages import DataSchema
+from edge_client.wire.messages import DataSchema, Target
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -23,6 +23,22 @@ INFER = "infer.onnx"
 PARAMS = "params.keyframe"  # version 0 of the model: a KEYFRAME frame
 STEPS_TAKEN = "optimizer@steps"  # state of Adam; no parameter has `@` in its name
 MEMBERS = (TRAIN, EVAL, INFER, PARAMS)
+
+Loss = Literal["cross_entropy", "bce_with_logits", "mse", "reconstruction"]
+Measure = Literal["accuracy", "error", "threshold"]
+# What a sample is labelled with, and the figure of Metrics that evaluation gives beside the loss.
+TARGETS: dict[Loss, Target] = {
+    "cross_entropy": "class",
+    "bce_with_logits": "labels",
+    "mse": "values",
+    "reconstruction": "none",
+}
+MEASURES: dict[Loss, Measure] = {
+    "cross_entropy": "accuracy",
+    "bce_with_logits": "accuracy",
+    "mse": "error",
+    "reconstruction": "threshold",
+}
 # What zipfile raises for bytes from a stranger: RuntimeError for encryption and for versions it does not know.
 _ZIP_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile)
 
@@ -94,8 +110,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train.onnx  inputs x, y, learning_rate (scalar), <param>…, <statistic>…, <state>…, <base>…
                 outputs loss (scalar), <param>@next…, <statistic>@next…, <state>@next…
                 <state> and <base> are what OptimizerSpec.state and .base name
-    eval.onnx   inputs x, y, <param>…, <statistic>…; outputs loss (scalar, mean), correct (scalar int64)
-    infer.onnx  inputs x, <param>…, <statistic>…; output logits
+    eval.onnx   inputs x, y, <param>…, <statistic>…
+                outputs loss (scalar, mean), loss_weight (scalar, what it counts for among batches), and by loss
+                correct (scalar int64), error (scalar) or errors [batch]
+    infer.onnx  inputs x, <param>…, <statistic>…; output logits, prediction or reconstruction with errors [batch]
+
+    y is int64 [batch] for cross_entropy, uint8 [batch, labels] for bce_with_logits, float32 for mse; graphs of
+    a reconstruction have none. docs/bundle.md tells more of each.
 
     `tensors` are trained; `statistics` are what training observes: running means and deviations of
     normalisation layers, ranges of activations. Both are the model that versions and devices share.
@@ -105,7 +126,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     tensors: tuple[TensorSpec, ...]
     data: DataSchema
-    loss: Literal["cross_entropy"]
+    loss: Loss
     optimizer: OptimizerSpec
     learning_rate: float
     batch_size: int
@@ -113,6 +134,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     opset: int
     files: dict[str, FileSpec]
     statistics: tuple[TensorSpec, ...] = ()
+    class_weights: tuple[float, ...] = ()  # of the loss, one a class or label; empty when all count the same
+    threshold_share: float | None = None  # of the samples, whose reconstruction error the threshold bounds
+
+    @property
+    def measure(self) -> Measure:
+        """The figure that evaluation gives beside the loss."""
+        return MEASURES[self.loss]
 
     @property
     def table(self) -> tuple[TensorSpec, ...]:
@@ -180,6 +208,12 @@ def _read(archive: zipfile.ZipFile, name: str, size_max: int, path: Path) -> byt
 def _check(manifest: Manifest, path: Path) -> None:
     if manifest.format != FORMAT:
         raise BundleError(f"{path}: bundle format {manifest.format}; this software opens format {FORMAT}")
+    if manifest.data.target != TARGETS[manifest.loss]:
+        raise BundleError(
+            f"{path}: loss {manifest.loss} with target {manifest.data.target} instead of {TARGETS[manifest.loss]}"
+        )
+    if (manifest.threshold_share is None) == (manifest.measure == "threshold"):
+        raise BundleError(f"{path}: loss {manifest.loss} with threshold share {manifest.threshold_share}")
     if sorted(manifest.files) != sorted(MEMBERS):
         raise BundleError(f"{path}: the manifest lists {sorted(manifest.files)} instead of {sorted(MEMBERS)}")
     table = manifest.table

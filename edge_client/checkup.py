@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 
 from edge_client.config import ConfigError, DeviceConfig
+from edge_client.matching import labelling
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.trainer_protocol import Described, DescribeTask, Failed
 from edge_client.transport import Down, Identity, Transport, Up, Word
 from edge_client.wire import chunks
 from edge_client.wire.errors import LocalWireError
+from edge_client.wire.messages import DatasetInfo
 from edge_client.work import known, source
 
 DESCRIBE_S = 120.0  # to load numpy and read a data set on a slow card
@@ -49,7 +51,7 @@ def _examine_data(config: DeviceConfig) -> list[Finding]:
             if isinstance(word, Said) and isinstance(word.answer, Described | Failed):
                 seen = known(name, data, word.answer)
                 ok = seen.info is not None
-                detail = f"{seen.info.n_samples} samples" if seen.info is not None else seen.reason
+                detail = _described(seen.info) if seen.info is not None else seen.reason
                 findings.append(Finding(what, ok=ok, detail=detail))
             else:
                 reason = word.reason if isinstance(word, Gone) else "the trainer answered another question"
@@ -57,6 +59,10 @@ def _examine_data(config: DeviceConfig) -> list[Finding]:
     finally:
         trainer.kill()
     return findings
+
+
+def _described(info: DatasetInfo) -> str:
+    return f"{info.n_samples} samples of {list(info.data.shape)} with {labelling(info.data)}"
 
 
 def _without_address(reason: str, what: str) -> str:

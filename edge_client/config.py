@@ -50,13 +50,16 @@ class BrokerSection(_Section, frozen=True):
 class DataSection(_Section, frozen=True):
     """A data set that the custodian of this device lends to jobs that ask for it by name.
 
-    `shape` is of one sample, `holdout` the share of each recording kept for evaluation, `gap` the number of
-    samples before it that are used for neither.
+    `shape` is of one sample. At most one of `classes`, `labels` and `values` says what it is labelled with: one of
+    so many classes, any of so many labels, or float32 values of this shape. `holdout` is the share of each recording
+    kept for evaluation, `gap` the number of samples before it that are used for neither.
     """
 
     path: str
     shape: tuple[int, ...]
-    classes: int
+    classes: int | None = None
+    labels: int | None = None
+    values: tuple[int, ...] | None = None
     axes: tuple[str, ...] = ()
     holdout: float = 0.2
     gap: int = 1
@@ -64,7 +67,13 @@ class DataSection(_Section, frozen=True):
     @property
     def schema(self) -> DataSchema:
         """What a job's data schema is compared with."""
-        return DataSchema(shape=self.shape, n_classes=self.classes, axes=self.axes)
+        if self.classes is not None:
+            return DataSchema(self.shape, self.classes, self.axes)
+        if self.labels is not None:
+            return DataSchema(self.shape, self.labels, self.axes, "labels")
+        if self.values is not None:
+            return DataSchema(self.shape, 0, self.axes, "values", self.values)
+        return DataSchema(self.shape, 0, self.axes, "none")
 
 
 class TrainerSection(_Section, frozen=True):
@@ -158,15 +167,29 @@ def _check(config: DeviceConfig) -> None:
     _within("trainer.idle_s", config.trainer.idle_s, 0, 86400)
     for name, data in config.data.items():
         topics.check_id(name, f"data set name data.{name}:")
-        _within(f"data.{name}.classes", data.classes, 2, 65535)
         _within(f"data.{name}.holdout", data.holdout, 0.0, 0.9)
         _within(f"data.{name}.gap", data.gap, 0, 1 << 20)
         if not data.shape or min(data.shape) < 1:
             raise ConfigError(
                 f"data.{name}.shape: {list(data.shape)} has no samples; each extent is at least 1"
             )
+        _check_target(f"data.{name}", data)
         if data.axes and len(data.axes) != len(data.shape):
             raise ConfigError(f"data.{name}.axes: {len(data.axes)} names for {len(data.shape)} axes of shape")
+
+
+def _check_target(key: str, data: DataSection) -> None:
+    given = [name for name in ("classes", "labels", "values") if getattr(data, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{key}: {' and '.join(given)} are given; samples have at most one of them")
+    if data.classes is not None:
+        _within(f"{key}.classes", data.classes, 2, 65535)
+    if data.labels is not None:
+        _within(f"{key}.labels", data.labels, 1, 65535)
+    if data.values is not None and (not data.values or min(data.values) < 1):
+        raise ConfigError(
+            f"{key}.values: {list(data.values)} has no values; for one value a sample write [1]"
+        )
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:

@@ -6,7 +6,7 @@ from edge_client.wire.messages import DataSchema
 def mismatch(have: DataSchema, want: DataSchema, *, who: str = "the job wants") -> str:
     """Why data of schema `have` cannot be used where `want` is asked for; "" when it can.
 
-    Axis names are compared only when both sides give them.
+    Axis names are compared only when both sides give them; a job without a target takes any.
     """
     if len(have.shape) != len(want.shape):
         return f"samples have {len(have.shape)} axes {list(have.shape)}, {who} {len(want.shape)} {list(want.shape)}"
@@ -17,14 +17,41 @@ def mismatch(have: DataSchema, want: DataSchema, *, who: str = "the job wants") 
         if ours != theirs:
             name = f" ({names[axis]})" if names else ""
             return f"axis {axis}{name} has {ours} values, {who} {theirs}"
-    if have.n_classes != want.n_classes:
-        return f"labels have {have.n_classes} classes, {who} {want.n_classes}"
-    return ""
+    return _target_mismatch(have, want, who)
 
 
 def undeclared(found: DataSchema, declared: DataSchema) -> str:
     """Why a file is not what its configuration declares; fewer classes than declared are fine."""
+    if found.target != "class" or declared.target != "class":
+        return mismatch(found, declared, who="the configuration declares")
     if found.n_classes > declared.n_classes:
         return f"labels go up to class {found.n_classes - 1}, the configuration declares {declared.n_classes} classes"
     same_classes = DataSchema(found.shape, declared.n_classes)
     return mismatch(same_classes, declared, who="the configuration declares")
+
+
+def labelling(schema: DataSchema) -> str:
+    """What samples are labelled with, for people."""
+    match schema.target:
+        case "class":
+            return f"one of {schema.n_classes} classes"
+        case "labels":
+            return f"{schema.n_classes} label{'s' * (schema.n_classes != 1)}"
+        case "values":
+            return f"values of shape {list(schema.target_shape)}"
+        case "none":
+            return "no labels"
+
+
+def _target_mismatch(have: DataSchema, want: DataSchema, who: str) -> str:
+    if want.target == "none":
+        return ""
+    if have.target != want.target:
+        return f"samples have {labelling(have)}, {who} {labelling(want)}"
+    if have.n_classes != want.n_classes:
+        what = "labels have" if want.target == "class" else "samples have"
+        kind = "classes" if want.target == "class" else "labels"
+        return f"{what} {have.n_classes} {kind}, {who} {want.n_classes}"
+    if have.target_shape != want.target_shape:
+        return f"values have shape {list(have.target_shape)}, {who} {list(want.target_shape)}"
+    return ""

@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.matching import labelling
+from edge_client.target import DTYPES, Targets, form, in_range
 from edge_client.trainer_protocol import DataSource
 from edge_client.wire.messages import DataSchema
 
+_FORMS = {
+    "class": "int64 [n]",
+    "labels": "uint8 [n, labels] of 0 and 1",
+    "values": "float32 [n, …]",
+}
 DATA_BYTES_MAX = 512 * 1024 * 1024  # unpacked size of one data set: half the memory of a 1 GB Pi
 
 Indices = npt.NDArray[np.int64]
@@ -31,39 +38,40 @@ class DataError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """`x` float32 [n, *shape], `y` int64 [n]; `train` and `holdout` are disjoint row numbers."""
+    """`x` float32 [n, *shape], `y` as `schema` says or None; `train` and `holdout` are disjoint row numbers."""
 
     x: npt.NDArray[np.float32]
-    y: npt.NDArray[np.int64]
+    y: Targets | None
     train: Indices
     holdout: Indices
+    schema: DataSchema
 
-    @property
-    def schema(self) -> DataSchema:
-        """Shape of a sample; the number of classes is the largest label plus one."""
-        return DataSchema(shape=tuple(self.x.shape[1:]), n_classes=int(self.y.max()) + 1)
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.x)
 
 
 def load(source: DataSource) -> Samples:
-    """Read a data source and split it; raise DataError (`bad_data`) when it is not of the declared form."""
+    """Read a data source and split it; raise DataError (`bad_data`) when it is not of the declared form.
+
+    One target a sample may be stored as [n] or [n, 1]. The number of classes is the largest label plus one.
+    """
     arrays = _read(Path(source.path))
-    x, y = _array(arrays, "x", np.float32, source), _array(arrays, "y", np.int64, source)
-    n = len(y) if y.ndim == 1 else -1
-    if n == 0:
+    x = _array(arrays, "x", np.float32, source)
+    y = None if source.target == "none" else _labels(arrays, source)
+    n = len(x) if x.ndim else 0
+    if x.ndim > 1 and n == 0:
         raise DataError("bad_data", f"{source.path}: holds no samples")
-    if x.ndim < 2 or len(x) != n:
-        raise DataError(
-            "bad_data", f"{source.path}: x {list(x.shape)} and y {list(y.shape)} do not go together"
-        )
+    if x.ndim < 2 or (y is not None and len(y) != n):
+        given = "" if y is None else f" and y {list(y.shape)}"
+        raise DataError("bad_data", f"{source.path}: x {list(x.shape)}{given} do not go together")
     segment = _array(arrays, "segment", np.int64, source) if "segment" in arrays else np.zeros(n, np.int64)
     if segment.shape != (n,):
         raise DataError("bad_data", f"{source.path}: segment {list(segment.shape)} does not fit {n} samples")
-    if int(y.min()) < 0:
-        raise DataError("bad_data", f"{source.path}: y holds a negative label")
     if not np.isfinite(x).all():
         raise DataError("bad_data", f"{source.path}: x holds values that are not finite")
     train, holdout = split(segment, source.holdout, source.gap)
-    return Samples(x, y, train, holdout)
+    return Samples(x, y, train, holdout, _described(x, y, source))
 
 
 def check(samples: Samples, schema: DataSchema) -> None:
@@ -77,10 +85,41 @@ def check(samples: Samples, schema: DataSchema) -> None:
         if ours != theirs:
             name = f" ({want.axes[i]})" if i < len(want.axes) else ""
             raise DataError("schema_mismatch", f"axis {i}{name} is {ours} in the data, {theirs} in the job")
-    if have.n_classes > want.n_classes:
+    if want.target == "none":
+        return
+    few = want.target == "class" and have.n_classes <= want.n_classes
+    if (have.target, have.target_shape) != (want.target, want.target_shape) or not (
+        few or have.n_classes == want.n_classes
+    ):
         raise DataError(
-            "schema_mismatch", f"labels go up to {have.n_classes} classes, the job has {want.n_classes}"
+            "schema_mismatch", f"samples have {labelling(have)} in the data, {labelling(want)} in the job"
         )
+
+
+def _labels(arrays: dict[str, npt.NDArray[np.generic]], source: DataSource) -> Targets:
+    """Array y of the declared kind, checked but for its length."""
+    y: Targets = _array(arrays, "y", DTYPES[source.target], source)
+    if source.target != "class" and y.ndim == 1:
+        y = y[:, None]
+    if source.target == "values" and y.ndim and not np.isfinite(y).all():
+        raise DataError("bad_data", f"{source.path}: y holds values that are not finite")
+    ranks = {"class": y.ndim == 1, "labels": y.ndim == 2, "values": y.ndim > 1}
+    if not ranks[source.target]:
+        raise DataError("bad_data", f"{source.path}: y is {form(y)}, which is not {_FORMS[source.target]}")
+    if source.target == "class" and (y < 0).any():
+        raise DataError("bad_data", f"{source.path}: y holds a negative label; number classes from 0 on")
+    if source.target == "labels" and not in_range(DataSchema((), y.shape[1], (), "labels"), y):
+        raise DataError("bad_data", f"{source.path}: y holds a label that is neither 0 nor 1")
+    return y
+
+
+def _described(x: npt.NDArray[np.float32], y: Targets | None, source: DataSource) -> DataSchema:
+    shape = tuple(x.shape[1:])
+    if y is None:
+        return DataSchema(shape, 0, (), "none")
+    if source.target == "values":
+        return DataSchema(shape, 0, (), "values", tuple(y.shape[1:]))
+    return DataSchema(shape, int(y.max()) + 1 if source.target == "class" else y.shape[1], (), source.target)
 
 
 def split(segment: Indices, holdout: float, gap: int) -> tuple[Indices, Indices]:
@@ -132,7 +171,8 @@ def _array(
     if name not in arrays:
         raise DataError("bad_data", f"{source.path}: holds no array {name!r}")
     if arrays[name].dtype != kind:
+        use = f"; a target of kind {source.target} is {_FORMS[source.target]}" if name == "y" else ""
         raise DataError(
-            "bad_data", f"{source.path}: {name} is {arrays[name].dtype}, not {np.dtype(kind).name}"
+            "bad_data", f"{source.path}: {name} is {arrays[name].dtype}, not {np.dtype(kind).name}{use}"
         )
     return arrays[name]

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import msgspec
 import numpy as np
 
 from edge_client import samples
 from edge_client.bundle import BundleError
 from edge_client.compress import compress, halved
 from edge_client.samples import DataError, Samples
+from edge_client.target import Targets
 from edge_client.trainer_protocol import (
     Answer,
     DataSource,
@@ -32,11 +34,11 @@ from edge_client.trainer_protocol import (
     receive_task,
     send,
 )
-from edge_client.training import TrainingSession, initial_grid
+from edge_client.training import DivergedError, Floats, TrainingSession, initial_grid
 from edge_client.wire import grid, sparse
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.limits import FRAME_BYTES_MAX
-from edge_client.wire.messages import Evaluation, Metrics
+from edge_client.wire.messages import DataSchema, Evaluation, Metrics
 from edge_client.wire.topics import Uid
 
 PROGRESS_INTERVAL_S = 0.5
@@ -92,7 +94,7 @@ class Child:
 
     def _describe(self, task: DescribeTask) -> Described:
         data = self._samples(task.source)
-        return Described(data.schema, len(data.y))
+        return Described(data.schema, len(data))
 
     def _samples(self, source: DataSource) -> Samples:
         return self._data.get(source.path, source, lambda: samples.load(source))
@@ -104,13 +106,13 @@ class Child:
             lambda: TrainingSession(task.bundle_path, flush_denormals=self._flush),
         )
         manifest = session.bundle.manifest
-        if (manifest.data.shape, manifest.data.n_classes) != (task.data.shape, task.data.n_classes):
+        if _unnamed(manifest.data) != _unnamed(task.data):
             raise TaskError("schema_mismatch", "the bundle was compiled for other samples than the job's")
         base = _model(task, session)
         data = self._samples(task.source)
         samples.check(data, task.data)
         if not len(data.train):
-            raise DataError("bad_data", f"{len(data.y)} samples leave none to train on")
+            raise DataError("bad_data", f"{len(data)} samples leave none to train on")
         start = {
             t.name: grid.from_grid(v, t.step_exp).reshape(t.shape)
             for t, v in zip(manifest.table, base, strict=True)
@@ -125,7 +127,7 @@ class Child:
         trained = session.params
         delta = [(trained[name] - value).ravel() for name, value in start.items()]
         if not all(np.isfinite(d).all() for d in delta):
-            raise TaskError("not_finite", "a parameter is not finite after training")
+            raise TaskError("diverged", "a parameter is not finite after training")
         edge = len(manifest.tensors)
         result = compress(delta[:edge], task.residual, task.plan.density, task.plan.norm_max)
         update = sparse.Update(
@@ -149,9 +151,10 @@ class Child:
         total, count, reported = 0.0, 0, time.monotonic()
         for step in range(1, plan.steps + 1):
             rows = next(deal)
-            loss = session.step(data.x[rows], data.y[rows], plan.learning_rate)
-            if not math.isfinite(loss):
-                raise TaskError("not_finite", f"the loss is not finite at step {step} of {plan.steps}")
+            try:
+                loss = session.step(*_rows(session, data, rows), plan.learning_rate)
+            except DivergedError as error:
+                raise TaskError("diverged", f"step {step} of {plan.steps}: {error}") from error
             total, count = total + loss, count + 1
             now = time.monotonic()
             if now - reported >= PROGRESS_INTERVAL_S or step == plan.steps:
@@ -173,10 +176,21 @@ def _failed(error: Exception) -> Failed:
 
 
 def _evaluated(session: TrainingSession, data: Samples) -> Metrics:
-    metrics = session.evaluate(data.x[data.holdout], data.y[data.holdout])
+    metrics = session.evaluate(*_rows(session, data, data.holdout))
     if not math.isfinite(metrics.loss):
-        raise TaskError("not_finite", "the loss on the hold-out is not finite")
+        raise TaskError("diverged", "the loss on the hold-out is not finite")
     return metrics
+
+
+def _rows(session: TrainingSession, data: Samples, rows: samples.Indices) -> tuple[Floats, Targets | None]:
+    """These samples, and their labels where the bundle's loss has any."""
+    wanted = session.bundle.manifest.data.target != "none"
+    return data.x[rows], data.y[rows] if wanted and data.y is not None else None
+
+
+def _unnamed(schema: DataSchema) -> DataSchema:
+    """The schema but for the names of its axes."""
+    return msgspec.structs.replace(schema, axes=())
 
 
 def _model(task: TrainTask, session: TrainingSession) -> Sequence[grid.Grid]:

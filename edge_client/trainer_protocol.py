@@ -11,22 +11,24 @@ from typing import BinaryIO
 import msgspec
 
 from edge_client.wire.limits import FRAME_BYTES_MAX
-from edge_client.wire.messages import DataSchema, Evaluation, TrainingPlan
+from edge_client.wire.messages import DataSchema, Evaluation, Target, TrainingPlan
 
 MESSAGE_BYTES_MAX = 4 * FRAME_BYTES_MAX  # one frame and two float16 residuals, with room
 _LENGTH = struct.Struct("<I")
 
 
 class DataSource(msgspec.Struct, frozen=True):
-    """A `.npz` file with `x` float32 [n, *shape], `y` int64 [n] and optionally `segment` int64 [n].
+    """A `.npz` file with `x` float32 [n, *shape], `y` as `target` says and optionally `segment` int64 [n].
 
-    The last `holdout` share of each segment (a contiguous recording) is held out; `gap` samples before it
-    are used for neither, so that overlapping windows do not leak.
+    `y` is int64 [n] for class, uint8 [n, labels] of 0 and 1 for labels, float32 [n, *target_shape] for values; it
+    is not read for none. The last `holdout` share of each segment (a contiguous recording) is held out; `gap`
+    samples before it are used for neither, so that overlapping windows do not leak.
     """
 
     path: str
     holdout: float = 0.2
     gap: int = 1
+    target: Target = "class"
 
 
 class DescribeTask(msgspec.Struct, frozen=True, tag="describe"):
@@ -64,7 +66,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
-    """Schema and size of a data source; `n_classes` is the largest label plus one."""
+    """Schema and size of a data source; where it has classes, `n_classes` is the largest label plus one."""
 
     data: DataSchema
     n_samples: int
@@ -83,7 +85,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The task failed; the child goes on.
 
     Codes: `bad_data` (file unreadable or not of the declared form), `schema_mismatch`, `bad_bundle`,
-    `resync` (model blobs do not lead to `version_hash`), `not_finite`, `out_of_memory`, `internal`.
+    `resync` (model blobs do not lead to `version_hash`), `diverged` (the loss or a parameter is not finite),
+    `out_of_memory`, `internal`.
     """
 
     code: str

@@ -4,6 +4,7 @@ numpy and onnxruntime only; one thread, because a device has other work to do. A
 sets of tensors: each step reads one and writes the other, so nothing is allocated or copied between steps.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.bundle import EVAL, PARAMS, TRAIN, Bundle, BundleError, open_bundle
+from edge_client.figures import Figures
 from edge_client.runtime import LOAD_ERRORS, ort
+from edge_client.target import Targets, check_batch
 from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Metrics
@@ -23,7 +26,10 @@ PLANNED_BYTES_MIN = 200_000
 EVAL_BATCH = 128  # samples per evaluation call: bounds activation memory, and larger is no faster
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
+
+
+class DivergedError(ArithmeticError):
+    """The loss of a step is not finite; parameters and optimiser are as they were before it."""
 
 
 class TrainingSession:
@@ -87,42 +93,43 @@ class TrainingSession:
         for slot, shape in self._slots.items():
             self._state[slot].update_inplace(np.zeros(shape, dtype=np.float32))
 
-    def step(self, x: Floats, y: Labels, learning_rate: float) -> float:
+    def step(self, x: Floats, y: Targets | None, learning_rate: float) -> float:
         """One optimiser step on a mini-batch; returns the mean loss before it, without a proximal term.
 
-        `x` float32 [n, *shape], `y` int64 [n].
+        `x` float32 [n, *shape]; `y` int64 [n] of classes, uint8 [n, labels] of 0 and 1, float32 [n, *target_shape],
+        or None, as the bundle's loss wants. Raises ValueError saying what does not fit, and DivergedError.
         """
+        check_batch(self.bundle.manifest.data, x, y)
         self._rate.update_inplace(np.asarray(learning_rate, dtype=np.float32))
         # The runtime reads a batch where the caller has it.
         self._ahead.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)))
-        self._ahead.bind_ortvalue_input("y", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(y)))
+        if y is not None:
+            self._ahead.bind_ortvalue_input("y", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(y)))
         self._train.run_with_iobinding(self._ahead, self._first)
         self._first = None
+        loss = float(self._loss.numpy())
+        if not math.isfinite(loss):
+            raise DivergedError("the loss is not finite; a smaller learning rate or a clip norm may help")
         self._state, self._next = self._next, self._state
         self._ahead, self._back = self._back, self._ahead
-        return float(self._loss.numpy())
+        return loss
 
-    def evaluate(self, x: Floats, y: Labels) -> Metrics:
-        """Mean loss and accuracy over a data set, in batches; an empty one gives zeros.
-
-        `x` float32 [n, *shape], `y` int64 [n].
-        """
+    def evaluate(self, x: Floats, y: Targets | None) -> Metrics:
+        """Mean figures over a data set, in batches; an empty one gives zeros. Arguments and errors as of step."""
         if self._eval is None:
             self._eval = _session(self.bundle, EVAL, flush_denormals=self._flush)
+        manifest = self.bundle.manifest
+        check_batch(manifest.data, x, y)
         params = {name: self._state[name] for name in self._names}
-        loss, correct = 0.0, 0
+        figures = Figures(manifest)
         for start in range(0, len(x), EVAL_BATCH):
             part = slice(start, start + EVAL_BATCH)
-            feeds = {
-                "x": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x[part])),
-                "y": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(y[part])),
-                **params,
-            }
-            mean, hits = self._eval.run_with_ort_values(["loss", "correct"], feeds)
-            loss += float(mean.numpy()) * len(x[part])
-            correct += int(hits.numpy())
-        count = max(len(x), 1)
-        return Metrics(n=len(x), loss=loss / count, accuracy=correct / count)
+            feeds = {"x": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x[part])), **params}
+            if y is not None:
+                feeds["y"] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(y[part]))
+            outputs = self._eval.run_with_ort_values(list(figures.wanted), feeds)
+            figures.add(len(x[part]), *(value.numpy() for value in outputs))
+        return figures.mean()
 
     def _bound(self, source: Mapping[str, ort.OrtValue], target: Mapping[str, ort.OrtValue]) -> ort.IOBinding:
         """A step that reads its state from one set and writes it to the other; x and y are bound later."""

@@ -20,7 +20,7 @@ DESCRIBE_TRIES = 3  # a child killed while it reads a data set gets two more cha
 
 def source(data: DataSection) -> DataSource:
     """What the child is told of a data set."""
-    return DataSource(data.path, data.holdout, data.gap)
+    return DataSource(data.path, data.holdout, data.gap, data.schema.target)
 
 
 def known(name: str, data: DataSection, answer: Described | Failed) -> DataKnown:

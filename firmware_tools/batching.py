@@ -21,9 +21,15 @@ _TOLERANCE = 1e-4  # of the largest answer; kernels sum in another order at anot
 
 
 def free_batch(
-    nodes: Sequence[NodeProto], constants: dict[str, Array], sample: Shape, batch: int, opset: int
+    nodes: Sequence[NodeProto],
+    constants: dict[str, Array],
+    sample: Shape,
+    batch: int,
+    opset: int,
+    *,
+    output: str,
 ) -> list[NodeProto]:
-    """The nodes from `x` to `logits` at any batch size; new constants are added to `constants`.
+    """The nodes from `x` to `output` at any batch size; new constants are added to `constants`.
 
     `batch` is the size that the model was exported for. Raises ModelError when it cannot be freed.
     """
@@ -39,7 +45,7 @@ def free_batch(
         graph.nodes.append(copy)
         if node.op_type in _TARGETS and node.input[1] in constants:
             _free_target(graph, copy, sample, batch)
-    if not _agree(original, graph, sample, batch):
+    if not _agree(original, graph, sample, batch, output):
         raise ModelError(
             f"the model is made for batches of {batch}, and other sizes give other answers or none; export it with "
             "a dynamic batch axis"
@@ -80,27 +86,27 @@ def _free_target(graph: Graph, node: NodeProto, sample: Shape, batch: int) -> No
     graph.constants[node.input[1]] = np.array([*extents[:place], value, *extents[place + 1 :]])
 
 
-def _agree(original: Graph, graph: Graph, sample: Shape, batch: int) -> bool:
+def _agree(original: Graph, graph: Graph, sample: Shape, batch: int, output: str) -> bool:
     """Whether two batches at once give in `graph` what each gives in `original`."""
     rng = np.random.default_rng(0)
     halves = [rng.standard_normal((batch, *sample)).astype(np.float32) for _ in range(2)]
-    want = [_answer(original, half) for half in halves]
-    got = _answer(graph, np.concatenate(halves))
+    want = [_answer(original, half, output) for half in halves]
+    got = _answer(graph, np.concatenate(halves), output)
     if got is None or any(w is None for w in want):
         return False
     whole = np.concatenate([w for w in want if w is not None])
     return whole.shape == got.shape and np.allclose(got, whole, rtol=0, atol=_TOLERANCE * np.abs(whole).max())
 
 
-def _answer(graph: Graph, x: Array) -> Array | None:
-    """The logits; None when the graph does not run on this batch."""
+def _answer(graph: Graph, x: Array, output: str) -> Array | None:
+    """The tensor `output`; None when the graph does not run on this batch."""
     source = [value_info("x", TensorProto.FLOAT, [DYNAMIC, *x.shape[1:]])]
-    model = graph.model("trial", source, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)])
+    model = graph.model("trial", source, [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logits"], {"x": x})
+        (answer,) = session.run([output], {"x": x})
     except Exception:  # noqa: BLE001 - the runtime's errors have no common base, and each means no
         return None
-    return np.asarray(logits)
+    return np.asarray(answer)

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
-    from edge_client.bundle import OptimizerSpec
+    from edge_client.bundle import Manifest, OptimizerSpec
     from firmware_tools.inspect import Report
 
 P = ParamSpec("P")
@@ -64,6 +64,13 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(",") if part)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,2.5") from error
+
+
 def _shape(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in value.split(",") if part)
@@ -85,7 +92,13 @@ def bundle() -> None:
 @click.option("--output", help="The output to train where the model has several.")
 @click.option("--shape", default="", callback=_shape, metavar="N,…",
               help="Extents of a sample where the model leaves some open.")  # fmt: skip
-@click.option("--loss", type=click.Choice(["cross_entropy"]), default="cross_entropy", show_default=True)
+@click.option("--loss", type=click.Choice(["cross_entropy", "bce_with_logits", "mse", "reconstruction"]),
+              default="cross_entropy", show_default=True,
+              help="One class a sample, any labels, float32 values, or the sample itself.")  # fmt: skip
+@click.option("--class-weights", default="", callback=_numbers, metavar="W,…",
+              help="Weight of each class, or of each label's 1s, in the loss.")  # fmt: skip
+@click.option("--threshold-share", type=float,
+              help="Share of samples under the threshold of a reconstruction error.  [default: 0.95]")  # fmt: skip
 @click.option("--optimizer", type=click.Choice(["momentum", "sgd", "adam", "adamw"]),
               default="momentum", show_default=True)  # fmt: skip
 @click.option("--momentum", type=float, default=0.9, show_default=True,
@@ -171,18 +184,28 @@ def _settings(optimizer: "OptimizerSpec") -> str:
     return ", ".join([optimizer.kind, *(f"{k.replace('_', ' ')} {v:g}" for k, v in settings.items())])
 
 
+def _loss(manifest: "Manifest") -> str:
+    """The loss with its options."""
+    weights = ", ".join(f"{w:g}" for w in manifest.class_weights)
+    text = f"{manifest.loss} weighted {weights}" if weights else manifest.loss
+    share = manifest.threshold_share
+    return text if share is None else f"{text}, threshold over {share:.4g} of the samples"
+
+
 def _show(path: Path, report: "Report") -> None:
     from rich.console import Console  # noqa: PLC0415 - only this view needs it
     from rich.table import Table  # noqa: PLC0415
+
+    from edge_client.matching import labelling  # noqa: PLC0415 - keeps --help fast
 
     console, manifest = Console(), report.manifest
     axes = f" ({', '.join(manifest.data.axes)})" if manifest.data.axes else ""
     console.print(f"[bold]{manifest.name}[/bold]  {path}", highlight=False)
     console.print(
-        f"samples {list(manifest.data.shape)}{axes}, {manifest.data.n_classes} classes, opset {manifest.opset}"
+        f"samples {list(manifest.data.shape)}{axes} with {labelling(manifest.data)}, opset {manifest.opset}"
     )
     console.print(
-        f"{manifest.loss}, {_settings(manifest.optimizer)}, learning rate "
+        f"{_loss(manifest)}, {_settings(manifest.optimizer)}, learning rate "
         f"{manifest.learning_rate:g}, batch {manifest.batch_size}, quantize {manifest.quantize}"
     )
     tensors = Table("tensor", "shape", "values", "step", title=f"{report.parameters:,} parameters")

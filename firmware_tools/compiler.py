@@ -6,19 +6,19 @@ The graphs hold standard ONNX operators only, so that the stock ONNX Runtime of 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import onnx
 
-from edge_client.bundle import EVAL, FORMAT, INFER, PARAMS, TRAIN, Manifest, OptimizerSpec, TensorSpec
+from edge_client.bundle import EVAL, FORMAT, INFER, PARAMS, TRAIN, Loss, Manifest, OptimizerSpec, TensorSpec
 from edge_client.wire import grid
-from edge_client.wire.messages import DataSchema
 from firmware_tools import bundle
 from firmware_tools.autodiff.graph import DYNAMIC, Array, Shape, shapes_of
-from firmware_tools.errors import ModelError, OptionError
+from firmware_tools.errors import OptionError
 from firmware_tools.forward import BatchNorm, Mode, Normalize, Options, Quantize, build
 from firmware_tools.graphs import eval_graph, infer_graph, serialized, train_graph
+from firmware_tools.objective import Objective, Wish
 from firmware_tools.optimizer import LEARNING_RATES, Kind, specify
 from firmware_tools.prepare import Network, prepare
 from firmware_tools.pruning import Pruning, attach, measure
@@ -53,11 +53,10 @@ class Settings:
     """What the manifest says beside the network; compile_training explains it."""
 
     name: str
-    loss: Literal["cross_entropy"]
+    wish: Wish
     optimizer: OptimizerSpec
     learning_rate: float
     batch_size: int
-    n_classes: int | None
     axes: Sequence[str]
 
 
@@ -67,7 +66,9 @@ def compile_training(
     name: str = "",
     output: str | None = None,
     shape: Sequence[int] = (),
-    loss: Literal["cross_entropy"] = "cross_entropy",
+    loss: Loss = "cross_entropy",
+    class_weights: Sequence[float] = (),
+    threshold_share: float | None = None,
     optimizer: Kind = "momentum",
     momentum: float = 0.9,
     weight_decay: float | None = None,
@@ -84,9 +85,12 @@ def compile_training(
 ) -> CompiledBundle:
     """Compile an ordinary ONNX inference model into a training bundle.
 
-    `model` maps one float32 input [N, …] to logits float32 [N, classes]; a closing Softmax is stripped. `output`
-    names one of several outputs, `shape` the extents of a sample where the model leaves some open. `trainable`
-    are globs over initializer names, `bias-only` or `last:K` (trainable.select); the others are frozen and cost no
+    `model` maps one float32 input [N, …] to one float32 output; `output` names one of several, `shape` gives the
+    extents of a sample where the model leaves some open. The output is what `loss` says (docs/bundle.md): logits,
+    values or the sample itself; a closing Softmax or Sigmoid that the loss brings is stripped. `class_weights` has a
+    positive number for each class, or each label's 1s; `threshold_share` (0.95 unless given) of held-out samples have a
+    reconstruction error up to the threshold; `n_classes`, if given, must be the number of logits. `trainable` are
+    globs over initializer names, `bias-only` or `last:K` (trainable.select); the others are frozen and cost no
     gradient. `normalize` is (mean, std), each with one value per channel (axis 0 of a sample), compiled into all
     graphs. `axes` names a sample's axes for error messages. optimizer.specify explains `momentum` to `clip_norm`,
     quantize.py `quantize`; with `int8` the ranges of activations, and with `batch_norm="train"` the running moments
@@ -96,18 +100,17 @@ def compile_training(
     """
     settings = Settings(
         name=name,
-        loss=loss,
+        wish=Wish(loss, tuple(map(float, class_weights)), threshold_share, n_classes),
         optimizer=specify(
             optimizer, momentum=momentum, weight_decay=weight_decay, proximal=proximal, clip_norm=clip_norm
         ),
         learning_rate=LEARNING_RATES[optimizer] if learning_rate is None else learning_rate,
         batch_size=batch_size,
-        n_classes=n_classes,
         axes=axes,
     )
     _check(settings)
     options = Options.of(quantize, batch_norm, normalize)
-    network = prepare(model, output=output, shape=shape)
+    network = prepare(model, loss=loss, output=output, shape=shape)
     every, parameters = select(network, trainable)
     return _assemble(network, parameters, every, options, settings)
 
@@ -119,15 +122,15 @@ def _assemble(
     own = {**parameters, **train.statistics}
     inputs: dict[str, Shape] = {"x": (DYNAMIC, *network.sample_shape)}
     inputs |= {k: tuple(v.shape) for k, v in own.items()}
-    shapes = shapes_of(train.graph, inputs, ["logits"])
-    classes = _classes(shapes, settings.n_classes)
+    shapes = shapes_of(train.graph, inputs, [network.output])
+    objective = Objective.of(settings.wish, shapes)
     trained, spec = tuple(parameters), settings.optimizer
-    pruning = measure(train.graph, shapes, trained, every, settings.batch_size)
+    pruning = measure(train, shapes, trained, every, settings.batch_size)
     tensors, keyframe = _initial(own)
     members = {
-        TRAIN: serialized(attach(train_graph(train, shapes, trained, classes, spec), pruning)),
-        EVAL: serialized(eval_graph(evaluate, inputs, classes)),
-        INFER: serialized(infer_graph(infer, inputs, classes)),
+        TRAIN: serialized(attach(train_graph(train, shapes, trained, objective, spec), pruning)),
+        EVAL: serialized(eval_graph(evaluate, inputs, objective)),
+        INFER: serialized(infer_graph(infer, inputs, objective)),
         PARAMS: keyframe,
     }
     manifest = Manifest(
@@ -135,8 +138,10 @@ def _assemble(
         name=settings.name or network.name,
         tensors=tensors[: len(trained)],
         statistics=tensors[len(trained) :],
-        data=_schema(network.sample_shape, classes, settings.axes),
-        loss=settings.loss,
+        data=objective.schema(settings.axes),
+        loss=objective.loss,
+        class_weights=objective.class_weights,
+        threshold_share=objective.threshold_share,
         optimizer=spec,
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
@@ -148,28 +153,10 @@ def _assemble(
 
 
 def _check(settings: Settings) -> None:
-    if settings.loss != "cross_entropy":
-        raise OptionError(f"loss {settings.loss!r} is not known; known: cross_entropy")
     if not 0.0 < settings.learning_rate < np.inf:
         raise OptionError(f"learning rate {settings.learning_rate} is not a positive number")
     if settings.batch_size < 1:
         raise OptionError(f"batch size {settings.batch_size} is not positive")
-
-
-def _classes(shapes: Mapping[str, Shape], expected: int | None) -> int:
-    shape = shapes.get("logits", ())
-    if len(shape) != 2 or shape[0] != DYNAMIC or shape[1] < 2:
-        shown = ["batch" if e == DYNAMIC else e for e in shape]
-        raise ModelError(f"the output has shape {shown}; [batch, classes] with 2 classes or more is needed")
-    if expected is not None and shape[1] != expected:
-        raise OptionError(f"the model has {shape[1]} logits, but n_classes is {expected}")
-    return shape[1]
-
-
-def _schema(sample: Shape, classes: int, axes: Sequence[str]) -> DataSchema:
-    if axes and len(axes) != len(sample):
-        raise OptionError(f"{len(axes)} axis names for samples of shape {list(sample)}")
-    return DataSchema(sample, classes, tuple(axes))
 
 
 def _initial(parameters: Mapping[str, Array]) -> tuple[tuple[TensorSpec, ...], bytes]:

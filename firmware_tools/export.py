@@ -30,11 +30,14 @@ def export_model(
     grid_values: Sequence[grid.Grid],
     format: Format = "fp32",  # noqa: A002 - the word users know
     version: str = "",
+    *,
+    threshold: tuple[float, int] | None = None,
 ) -> bytes:
-    """An ONNX model, float32 `x` [batch, …] to float32 `logits` [batch, classes].
+    """An ONNX model from float32 `x` [batch, …] to the outputs of the bundle's infer.onnx.
 
-    `infer_onnx` is the bundle's infer.onnx and `grid_values` one flat int32 array per tensor of the manifest.
-    `version` goes into the metadata beside the name. Raises ExportError.
+    `infer_onnx` is that member and `grid_values` one flat int32 array per tensor of the manifest. `version` goes into
+    the metadata beside the name, and of a reconstruction the `threshold` with the version on which devices measured
+    it: a sample whose `errors` value is above it is an anomaly. Raises ExportError.
     """
     if format not in ("fp32", "int8"):
         raise ExportError(f"format {format!r} is not known; known: fp32, int8")
@@ -59,7 +62,19 @@ def export_model(
         nodes = fold_batch_norms(nodes, values)
         if manifest.quantize == "int8":
             nodes = quantize_biases(nodes, values)
-    return _written(model, manifest, needed(nodes, outputs), values, {"version": version, "format": format})
+    properties = {"version": version, "format": format, **_threshold(manifest, threshold)}
+    return _written(model, manifest, needed(nodes, outputs), values, properties)
+
+
+def _threshold(manifest: Manifest, threshold: tuple[float, int] | None) -> dict[str, str]:
+    if manifest.threshold_share is None or threshold is None:
+        return {}
+    value, version = threshold
+    return {
+        "threshold": f"{value:.9g}",  # what a float32 needs to be read back exactly
+        "threshold_share": f"{manifest.threshold_share:g}",
+        "threshold_version": str(version),
+    }
 
 
 def _written(

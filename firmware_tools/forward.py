@@ -51,13 +51,15 @@ class Options:
 
 @dataclass
 class Forward:
-    """The model from `x` to `logits`.
+    """The model from `x` to the tensor `output`; `source` is `x`, normalised.
 
     `statistics` maps the name of each to its initial value, float32, in the order of the table; `carried` maps
     it to the tensor that holds its next value, in training only.
     """
 
     graph: Graph
+    output: str
+    source: str = "x"
     statistics: dict[str, Array] = field(default_factory=dict)
     carried: dict[str, str] = field(default_factory=dict)
 
@@ -83,14 +85,16 @@ class _Builder:
         self._graph = Graph(network.opset)
         constants = {k: v for k, v in network.constants.items() if k not in parameters}
         self._graph.constants.update(constants)
-        self._forward = Forward(self._graph)
+        self._forward = Forward(self._graph, network.output)
         self._uses = Counter(name for node in network.nodes for name in node.input)
         self._weights: dict[tuple[str, int], str] = {}
 
     def build(self) -> Forward:
         options, graph = self._options, self._graph
         sample = self._network.sample_shape
-        read = {"x": normalized(graph, "x", sample, options.normalize) if options.normalize else "x"}
+        if options.normalize:
+            self._forward.source = normalized(graph, "x", sample, options.normalize)
+        read = {"x": self._forward.source}
         rounded = self._rounded_activations()
         if "x" in rounded:
             read["x"] = self._activation("x", read["x"])
@@ -124,7 +128,7 @@ class _Builder:
                 found.add(node.input[0])
             elif node.op_type == "Add":
                 found.update(node.input if constants.isdisjoint(node.input) else ())
-        return found - constants - {"logits"}
+        return found - constants - {self._network.output}
 
     def _weight_axis(self, node: NodeProto) -> int | None:
         weight = self._network.constants.get(node.input[1]) if len(node.input) > 1 else None
@@ -216,7 +220,7 @@ class _Builder:
         """Shapes of the model's own tensors; inferred only where a layer needs a rank."""
         plain = Graph(self._network.opset)
         plain.nodes, plain.constants = list(self._network.nodes), dict(self._network.constants)
-        return shapes_of(plain, {"x": (DYNAMIC, *self._network.sample_shape)}, ["logits"])
+        return shapes_of(plain, {"x": (DYNAMIC, *self._network.sample_shape)}, [self._network.output])
 
     def _mixed(self, old: str, new: str, decay: float) -> str:
         graph = self._graph

@@ -5,25 +5,32 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from edge_client.bundle import OptimizerSpec
-from firmware_tools.autodiff import count_correct, cross_entropy, differentiate
-from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, INT64, Shape, value_info
+from firmware_tools.autodiff import differentiate
+from firmware_tools.autodiff.graph import FLOAT, Shape, value_info
 from firmware_tools.autodiff.simplify import simplified
 from firmware_tools.errors import CompileError, OptionError
 from firmware_tools.forward import Forward
+from firmware_tools.objective import Objective
 from firmware_tools.optimizer import append_update
 
 
 def train_graph(
-    forward: Forward, shapes: dict[str, Shape], parameters: Sequence[str], classes: int, spec: OptimizerSpec
+    forward: Forward,
+    shapes: dict[str, Shape],
+    parameters: Sequence[str],
+    objective: Objective,
+    spec: OptimizerSpec,
 ) -> onnx.ModelProto:
     """One step: inputs and outputs as the manifest names them. Raises OptionError or NotDifferentiable."""
     graph = forward.graph.copy()
-    seed = cross_entropy(graph, "logits", "y", classes, loss="loss")
+    seed = objective.append(graph, forward.source)
     # Only the model's own nodes are walked: the loss has already given its gradient.
-    gradients = differentiate(graph, shapes, "logits", seed, parameters)
+    gradients = differentiate(graph, shapes, objective.output, seed, parameters)
     for parameter in parameters:
         if parameter not in gradients:
-            raise OptionError(f"trainable tensor {parameter!r} has no differentiable influence on the logits")
+            raise OptionError(
+                f"trainable tensor {parameter!r} has no differentiable influence on the {objective.output}"
+            )
     graph.nodes = simplified(graph.nodes)
     append_update(graph, spec, shapes, gradients)
     for statistic, value in forward.carried.items():
@@ -32,7 +39,7 @@ def train_graph(
     state = {**own, **{s: shapes[s] for s in forward.carried}, **spec.state(own)}
     inputs = [
         value_info("x", FLOAT, shapes["x"]),
-        value_info("y", INT64, (DYNAMIC,)),
+        *objective.inputs(),
         value_info("learning_rate", FLOAT, ()),
         *(value_info(name, FLOAT, shape) for name, shape in {**state, **spec.base(own)}.items()),
     ]
@@ -41,20 +48,19 @@ def train_graph(
     return graph.model("train", inputs, outputs)
 
 
-def eval_graph(forward: Forward, inputs: Mapping[str, Shape], classes: int) -> onnx.ModelProto:
-    """Loss and number of correct answers of a batch."""
+def eval_graph(forward: Forward, inputs: Mapping[str, Shape], objective: Objective) -> onnx.ModelProto:
+    """Loss and further figures of a batch."""
     graph = forward.graph.copy()
-    cross_entropy(graph, "logits", "y", classes, loss="loss")
-    count_correct(graph, "logits", "y", correct="correct")
-    ins = [value_info(n, FLOAT, s) for n, s in inputs.items()]
-    ins.insert(1, value_info("y", INT64, (DYNAMIC,)))
-    return graph.model("eval", ins, [value_info("loss", FLOAT, ()), value_info("correct", INT64, ())])
+    outputs = objective.append_figures(graph, forward.source)
+    x, *model = (value_info(n, FLOAT, s) for n, s in inputs.items())
+    return graph.model("eval", [x, *objective.inputs(), *model], outputs)
 
 
-def infer_graph(forward: Forward, inputs: Mapping[str, Shape], classes: int) -> onnx.ModelProto:
+def infer_graph(forward: Forward, inputs: Mapping[str, Shape], objective: Objective) -> onnx.ModelProto:
     """The answers to a batch."""
-    ins = [value_info(n, FLOAT, s) for n, s in inputs.items()]
-    return forward.graph.model("infer", ins, [value_info("logits", FLOAT, (DYNAMIC, classes))])
+    graph = forward.graph.copy()
+    outputs = objective.append_answers(graph, forward.source)
+    return graph.model("infer", [value_info(n, FLOAT, s) for n, s in inputs.items()], outputs)
 
 
 def serialized(model: onnx.ModelProto) -> bytes:

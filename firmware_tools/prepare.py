@@ -1,8 +1,8 @@
 """Turns any inference model that fits into the plain form the compiler works on.
 
-The model that source.py read gets one input `x` and one output `logits`: Constant nodes become constants, shape
-arithmetic is folded, a closing Softmax is stripped, Dropout becomes Identity, BatchNormalization loses its training
-mode.
+The model that source.py read gets one input `x` and one output, named by the loss: Constant nodes become constants,
+shape arithmetic is folded, a closing Softmax or Sigmoid that the loss brings itself is stripped, Dropout becomes
+Identity, BatchNormalization loses its training mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,22 +14,24 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from edge_client.bundle import Loss
 from firmware_tools.autodiff.graph import needed
 from firmware_tools.batching import free_batch
 from firmware_tools.errors import ModelError, OptionError
 from firmware_tools.folding import fold_shapes
+from firmware_tools.objective import CLOSING, FIGURES, OUTPUTS
 from firmware_tools.rewrite import pool_before_relu
 from firmware_tools.sharing import separate
 from firmware_tools.source import read
 
-RESERVED = frozenset({"x", "y", "logits", "loss", "correct", "learning_rate"})
+RESERVED = frozenset({"x", "y", "learning_rate", *OUTPUTS.values(), *FIGURES})
 
 Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A checked model: float32 input `x` [batch, *sample_shape] to output `logits`.
+    """A checked model: float32 input `x` [batch, *sample_shape] to the tensor `output`.
 
     `constants` maps initializer names to values; those in `parameters` may be trained, the others are literals
     of the model's Constant nodes and folded shapes. `notes` says what was changed on the way, for the person
@@ -41,12 +43,17 @@ class Network:
     constants: dict[str, Array]
     parameters: frozenset[str]
     sample_shape: tuple[int, ...]
+    output: str
     opset: int
     notes: tuple[str, ...]
 
 
 def prepare(
-    model: onnx.ModelProto | str | Path, *, output: str | None = None, shape: Sequence[int] = ()
+    model: onnx.ModelProto | str | Path,
+    *,
+    loss: Loss = "cross_entropy",
+    output: str | None = None,
+    shape: Sequence[int] = (),
 ) -> Network:
     """Load and normalise an inference model; raise ModelError or OptionError naming what does not fit.
 
@@ -65,23 +72,24 @@ def prepare(
             constants[node.output[0]] = _constant_value(node)
         else:
             nodes.append(_plain(node))
-    nodes, target, notes = _strip_softmax(nodes, _only_output(graph, output))
+    nodes, target, notes = _strip_closing(nodes, _only_output(graph, output), CLOSING[loss])
     nodes = pool_before_relu(needed(nodes, [target]), target)
     if not any(source in node.input for node in nodes):
         raise ModelError(f"output {target!r} does not depend on input {source!r}")
-    rename = _renaming(source, target, nodes, constants)
+    name = OUTPUTS[loss]
+    rename = _renaming({source: "x", target: name, "": ""}, nodes, constants)
     _rename(nodes, rename)
     opset = loaded.opset_import[0].version
     renamed = {rename(k): v for k, v in constants.items()}
     if batch:
-        nodes = free_batch(nodes, renamed, sample, batch, opset)
-    nodes = needed(fold_shapes(nodes, renamed, sample, opset), ["logits"])
+        nodes = free_batch(nodes, renamed, sample, batch, opset, output=name)
+    nodes = needed(fold_shapes(nodes, renamed, sample, opset), [name])
     used = {name for node in nodes for name in node.input}
     kept = {k: v for k, v in renamed.items() if k in used}
     initializers = frozenset(rename(t.name) for t in graph.initializer if t.name in constants) & kept.keys()
-    nodes, parameters, separated = separate(nodes, kept, initializers)
+    nodes, parameters, separated = separate(nodes, kept, initializers, name)
     notes = changed + notes + separated
-    return Network(graph.name or "model", tuple(nodes), kept, parameters, sample, opset, notes)
+    return Network(graph.name or "model", tuple(nodes), kept, parameters, sample, name, opset, notes)
 
 
 def _only_input(
@@ -166,20 +174,22 @@ def _plain(node: NodeProto) -> NodeProto:
     return copy
 
 
-def _strip_softmax(nodes: list[NodeProto], target: str) -> tuple[list[NodeProto], str, tuple[str, ...]]:
+def _strip_closing(
+    nodes: list[NodeProto], target: str, kinds: Sequence[str]
+) -> tuple[list[NodeProto], str, tuple[str, ...]]:
     last = next((n for n in nodes if target in n.output), None)
     if last is None:
         raise ModelError(f"no node computes output {target!r}")
-    if last.op_type not in ("Softmax", "LogSoftmax"):
+    if last.op_type not in kinds:
         return nodes, target, ()
     note = f"stripped the closing {last.op_type}: the loss works on logits, and so does the bundle's output"
     return [n for n in nodes if n is not last], last.input[0], (note,)
 
 
 def _renaming(
-    source: str, target: str, nodes: list[NodeProto], constants: dict[str, Array]
+    names: dict[str, str], nodes: list[NodeProto], constants: dict[str, Array]
 ) -> Callable[[str], str]:
-    names = {source: "x", target: "logits", "": ""}
+    """The map from the model's names to free ones; `names` holds those that are decided."""
     taken = set(RESERVED)
     for old in [*constants, *(name for node in nodes for name in node.output)]:
         if old not in names:

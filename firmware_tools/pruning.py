@@ -10,18 +10,19 @@ import msgspec
 import onnx
 
 from firmware_tools.arithmetic import multiply_adds
-from firmware_tools.autodiff import Graph, differentiate
-from firmware_tools.autodiff.graph import DYNAMIC, Shape, needed, shapes_of
+from firmware_tools.autodiff import differentiate
+from firmware_tools.autodiff.graph import DYNAMIC, Graph, Shape, needed, shapes_of
 from firmware_tools.autodiff.reverse import expand
 from firmware_tools.errors import CompileError
+from firmware_tools.forward import Forward
 
 METADATA_KEY = "backward"
-_SEED = "logits@gradient"  # stands for what the loss gives
+_SEED = "output@gradient"  # stands for what the loss gives
 _VALUE_BYTES = 4  # float32; the rare others are no larger by much
 
 
 class Backward(msgspec.Struct, frozen=True):
-    """The nodes from the gradient of the logits to those of the tensors that are trained.
+    """The nodes from the gradient of the output to those of the tensors that are trained.
 
     `multiply_adds` is their work for one batch, which time follows, None where shapes are known to the runtime
     alone. `activations_bytes` counts what they read of the forward pass for one batch, which therefore stays in memory
@@ -56,7 +57,7 @@ def _share(form: str, part: int, whole: int | None, unit: float = 1) -> str:
 
 
 def measure(
-    forward: Graph, shapes: dict[str, Shape], chosen: Sequence[str], every: Sequence[str], batch_size: int
+    forward: Forward, shapes: dict[str, Shape], chosen: Sequence[str], every: Sequence[str], batch_size: int
 ) -> Pruning:
     """Compare training the tensors `chosen` with training `every`; `shapes` are the forward graph's."""
     mine = _backward(forward, shapes, chosen, batch_size)
@@ -85,17 +86,19 @@ def read(train: onnx.ModelProto) -> Pruning | None:
     return None
 
 
-def _backward(forward: Graph, shapes: dict[str, Shape], trained: Sequence[str], batch_size: int) -> Backward:
-    graph = forward.copy()
+def _backward(
+    forward: Forward, shapes: dict[str, Shape], trained: Sequence[str], batch_size: int
+) -> Backward:
+    graph = forward.graph.copy()
     for name in trained:
         graph.constants.pop(name, None)
-    shapes = expand(graph, shapes, "logits", trained)
+    shapes = expand(graph, shapes, forward.output, trained)
     count, after = len(graph.nodes), _after_input(graph)
-    gradients = differentiate(graph, shapes, "logits", _SEED, trained)
+    gradients = differentiate(graph, shapes, forward.output, _SEED, trained)
     nodes = needed(graph.nodes[count:], gradients.values())
     kept = after.intersection(name for node in nodes for name in node.input)
     values = sum(prod(batch_size if e == DYNAMIC else e for e in shapes.get(name, ())) for name in kept)
-    every = {**shapes, _SEED: shapes["logits"]}
+    every = {**shapes, _SEED: shapes[forward.output]}
     made = {name for node in graph.nodes for name in node.output}
     used = {name for node in graph.nodes for name in node.input if name} - made - graph.constants.keys()
     # At the batch's own size: an extent that grows with it is not always the batch alone.

@@ -14,14 +14,14 @@ from firmware_tools.autodiff.graph import Array
 
 
 def separate(
-    nodes: Sequence[NodeProto], constants: dict[str, Array], parameters: frozenset[str]
+    nodes: Sequence[NodeProto], constants: dict[str, Array], parameters: frozenset[str], output: str
 ) -> tuple[list[NodeProto], frozenset[str], tuple[str, ...]]:
     """Give each further use of a parameter whose values are all equal a copy of its own.
 
-    Returns the nodes, without an Identity of a parameter; the parameters with the copies, which are added to
-    `constants`; and a note if there are any.
+    Returns the nodes, without an Identity of a parameter unless it is the model's `output`; the parameters with the
+    copies, which are added to `constants`; and a note if there are any.
     """
-    kept, given = _without_identities(nodes, constants, parameters)
+    kept, given = _without_identities(nodes, constants, parameters, output)
     taken = {*constants, *(name for node in kept for name in node.output)}
     uses: Counter[str] = Counter()
     copies = set(given)
@@ -45,13 +45,13 @@ def separate(
 
 
 def _without_identities(
-    nodes: Sequence[NodeProto], constants: dict[str, Array], parameters: frozenset[str]
+    nodes: Sequence[NodeProto], constants: dict[str, Array], parameters: frozenset[str], output: str
 ) -> tuple[list[NodeProto], frozenset[str]]:
     """The nodes without an Identity of a parameter: its name is a copy of equal values, else the parameter again."""
     kept, same, copies = [], dict[str, str](), set[str]()
     for node in nodes:
         node.input[:] = [same.get(name, name) for name in node.input]
-        if node.op_type != "Identity" or node.input[0] not in parameters | copies or "logits" in node.output:
+        if node.op_type != "Identity" or node.input[0] not in parameters | copies or output in node.output:
             kept.append(node)
         elif _is_uniform(constants[node.input[0]]):
             constants[node.output[0]] = constants[node.input[0]]

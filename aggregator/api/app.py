@@ -147,7 +147,13 @@ def _add_versions(app: FastAPI, engine: Engine) -> None:
         infer = bundle.member(INFER)
         try:  # in a thread: a large model takes seconds, and the engine shares this event loop
             data = await asyncio.to_thread(
-                export_model, infer, bundle.manifest, values, kind, version=str(number)
+                export_model,
+                infer,
+                bundle.manifest,
+                values,
+                kind,
+                version=str(number),
+                threshold=job.history.threshold(number),
             )
         except ExportError as error:
             raise RefusedError("bad_export", str(error)) from error

@@ -41,7 +41,9 @@ def job() -> None:
 @click.option("--versions", "versions_max", type=int, help="End after so many versions.")
 @click.option("--deadline", "deadline_s", type=float, help="End after so many seconds.")
 @click.option("--target-accuracy", type=float, help="End at this accuracy on the devices' hold-outs.")
-@click.option("--patience", type=int, help="End after so many versions without a better hold-out accuracy.")
+@click.option("--target-loss", type=float, help="End at this loss on the devices' hold-outs.")
+@click.option("--patience", type=int,
+              help="End after so many versions without a better hold-out accuracy, or a lower loss.")  # fmt: skip
 @click.option(
     "--spec",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -81,13 +83,13 @@ def list_jobs(server: str, *, as_json: bool) -> None:
     if as_json:
         print_json(jobs)
         return
-    table = Table("job", "state", "version", "accuracy", "updates", "training", "reason")
+    table = Table("job", "state", "version", "hold-out", "updates", "training", "reason")
     for found in jobs:
         table.add_row(
             found["name"],
             found["state"],
             str(found["version"]),
-            _percent(found["accuracy"]),
+            _figure(found),
             str(found["updates"]),
             str(found["training"]),
             found["reason"],
@@ -152,7 +154,7 @@ def summary(found: dict[str, Any]) -> Table:
     rows = (
         ("job", f"{found['name']} ({found['state']}{': ' if found['reason'] else ''}{found['reason']})"),
         ("version", f"{found['version']}, best {found['best_version']}"),
-        ("hold-out accuracy", _percent(found["accuracy"])),
+        ("hold-out", _figure(found) + (_loss(found) and f", loss {_loss(found)}")),
         ("updates", f"{found['updates']} folded, {found['buffered']} buffered, rejected: {rejected}"),
         ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
         ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
@@ -168,21 +170,29 @@ def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
     table = Table("version", "updates", "τ:updates", "hold-out", "loss", "delta", "key-frame")
     for version in versions[-count:]:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
-        loss = "" if version["loss"] is None else f"{version['loss']:.4f}"
         table.add_row(
             str(version["version"]),
             str(version["updates"]),
             staleness,
-            _percent(version["accuracy"]),
-            loss,
+            _figure(version),
+            _loss(version),
             f"{version['bytes_delta']:,} B",
             f"{version['bytes_keyframe']:,} B",
         )
     return table
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+def _figure(found: dict[str, Any]) -> str:
+    """What is known of how good it is, beside the loss."""
+    if found["accuracy"] is not None:
+        return f"{100 * found['accuracy']:.1f} %"
+    if found["error"] is not None:
+        return f"error {found['error']:.4g}"
+    return "" if found["threshold"] is None else f"threshold {found['threshold']:.4g}"
+
+
+def _loss(found: dict[str, Any]) -> str:
+    return "" if found["loss"] is None else f"{found['loss']:.4g}"
 
 
 def _fields(spec: Path | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from aggregator.demo.data import Shard
 from aggregator.demo.plan import BATCH_SIZE, GAP, HOLDOUT, LEARNING_RATE, PATIENCE, Budget
 from aggregator.ending import plateaued
 from aggregator.history import SMOOTHING_VERSIONS
+from aggregator.holdout import score
 from edge_client.samples import batches, split
 from edge_client.training import TrainingSession
 
@@ -59,14 +60,14 @@ def train(session: TrainingSession, part: Split, unseen: Shard, budget: Budget, 
             rows = next(chosen)
             session.step(part.x[rows], part.y[rows], LEARNING_RATE)
         steps += budget.steps_per_look
-        scores.append(session.evaluate(part.holdout_x, part.holdout_y).accuracy)
+        scores.append(score(session.evaluate(part.holdout_x, part.holdout_y)))
         smoothed.append(float(np.mean(scores[-SMOOTHING_VERSIONS:])))
         if smoothed[-1] is not None and smoothed[-1] > best:
             best, best_params = smoothed[-1], session.params
         if plateaued(smoothed, PATIENCE):
             break
     session.load(best_params)
-    return Baseline(session.evaluate(unseen.x, unseen.y).accuracy, steps)
+    return Baseline(score(session.evaluate(unseen.x, unseen.y)), steps)
 
 
 def centralised(bundle: Path, shards: Sequence[Shard], unseen: Shard, budget: Budget, seed: int) -> Baseline:

@@ -13,6 +13,7 @@ from edge_client.wire.limits import JSON_BYTES_MAX
 
 PROTOCOL = 1
 CODEC_TERNARY = "ternary-rice"
+Target = Literal["class", "labels", "values", "none"]
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,11 +21,17 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DataSchema(Message, frozen=True):
-    """Shape of one sample (without the batch axis) and the number of classes; what a data set must match."""
+    """Shape of one sample (without the batch axis) and what it is labelled with; what a data set must match.
+
+    `target` is one `class` of `n_classes`, any of `n_classes` `labels`, float32 `values` of `target_shape`, or
+    `none`: a job without a target takes samples whatever they are labelled with.
+    """
 
     shape: tuple[int, ...]
-    n_classes: int
+    n_classes: int = 0
     axes: tuple[str, ...] = ()  # a name per axis of `shape`, for error messages
+    target: Target = "class"
+    target_shape: tuple[int, ...] = ()
 
 
 class DatasetInfo(Message, frozen=True):
@@ -119,6 +126,7 @@ class VersionNotice(Message, frozen=True):
     at: float
     updates: int
     accuracy: float | None = None
+    loss: float | None = None
 
 
 class JobEnd(Message, frozen=True):
@@ -138,11 +146,17 @@ class BlobRequest(Message, frozen=True):
 
 
 class Metrics(Message, frozen=True):
-    """Mean loss and accuracy over `n` samples."""
+    """Mean figures over `n` samples; beside the loss the one that the job's loss calls for (bundle.MEASURES).
+
+    `accuracy` is the share of right classes, or of right decisions over all labels, `error` the mean absolute
+    error, `threshold` the reconstruction error that the bundle's share of the samples does not pass.
+    """
 
     n: int
     loss: float
-    accuracy: float
+    accuracy: float | None = None
+    error: float | None = None
+    threshold: float | None = None
 
 
 class Evaluation(Message, frozen=True):

@@ -19,7 +19,7 @@ from firmware_tools.autodiff import (
     shape,
 )
 from firmware_tools.autodiff.graph import Graph
-from firmware_tools.autodiff.loss import count_correct, cross_entropy
+from firmware_tools.autodiff.loss import binary_cross_entropy, cross_entropy, squared_error
 from firmware_tools.autodiff.registry import SETTINGS, gradient, supported
 from firmware_tools.autodiff.reverse import differentiate
 
@@ -41,9 +41,10 @@ __all__ = [
     "RULES",
     "SETTINGS",
     "Graph",
-    "count_correct",
+    "binary_cross_entropy",
     "cross_entropy",
     "differentiate",
     "gradient",
+    "squared_error",
     "supported",
 ]

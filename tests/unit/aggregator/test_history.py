@@ -19,6 +19,10 @@ def evaluate(made, version, n, accuracy):
     made.evaluated(Evaluation(version, Metrics(n, 1.0, accuracy)))
 
 
+def accuracies(made):
+    return [None if figures is None else figures.accuracy for figures in made.smoothed]
+
+
 def test_a_version_is_smoothed_with_those_before_it():
     """The figure of a version weighs it and the few before it by their samples; too few samples say nothing."""
     made = history(SMOOTHING_VERSIONS + 1)
@@ -27,8 +31,8 @@ def test_a_version_is_smoothed_with_those_before_it():
     evaluate(made, 1, SMOOTHING_SAMPLES_MIN, 0.0)
     n = 2 * SMOOTHING_SAMPLES_MIN - 1
     assert made.smoothed[0] is None
-    assert made.smoothed[1] == pytest.approx((SMOOTHING_SAMPLES_MIN - 1) / n)
-    assert made.smoothed[SMOOTHING_VERSIONS] == 0.0
+    assert made.smoothed[1].accuracy == pytest.approx((SMOOTHING_SAMPLES_MIN - 1) / n)
+    assert made.smoothed[SMOOTHING_VERSIONS].accuracy == 0.0
 
 
 def test_the_order_of_evaluations_and_a_restart_change_nothing():
@@ -46,6 +50,30 @@ def test_the_order_of_evaluations_and_a_restart_change_nothing():
     restarted = history(30)
     restarted.recall(whole.holdouts)
 
-    assert list(whole.smoothed) == pytest.approx(list(grown.smoothed))
+    assert accuracies(whole) == pytest.approx(accuracies(grown))
     assert restarted.smoothed == whole.smoothed
     assert restarted.best(range(30)) == whole.best(range(30))
+
+
+def test_without_an_accuracy_the_lowest_loss_is_best():
+    """Versions of a model that has no accuracy are compared by their loss, smoothed likewise."""
+    made = history(3)
+    for version, loss in enumerate([3.0, 0.5, 2.0]):
+        made.evaluated(Evaluation(version, Metrics(SMOOTHING_SAMPLES_MIN, loss, error=loss / 2)))
+
+    assert made.best(range(3)) == 1
+    assert made.newest.loss == pytest.approx(5.5 / 3)
+    assert made.newest.error == pytest.approx(5.5 / 6)
+    assert made.newest.accuracy is None
+
+
+def test_the_threshold_is_of_the_version_or_the_last_one_evaluated():
+    """Devices' thresholds weigh by their samples; a version nobody has evaluated yet takes an earlier one's."""
+    made = history(4)
+    made.evaluated(Evaluation(1, Metrics(10, 1.0, threshold=2.0)))
+    made.evaluated(Evaluation(1, Metrics(30, 1.0, threshold=4.0)))
+    made.evaluated(Evaluation(3, Metrics(0, 0.0)))
+
+    assert made.threshold(0) is None
+    assert made.threshold(1) == (3.5, 1)
+    assert made.threshold(3) == (3.5, 1)

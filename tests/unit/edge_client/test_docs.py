@@ -35,7 +35,7 @@ def test_every_configuration_key_is_documented_with_its_default():
             name = f"data.<name>.{field.name}" if section == "data" else f"{section}.{field.name}"
             line = next((line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |")), "")
             assert line, f"{name} is not documented"
-            if field.default is not msgspec.NODEFAULT and field.default not in {"", ()}:
+            if field.default is not msgspec.NODEFAULT and field.default not in {"", (), None}:
                 assert f"`{field.default}`" in line, f"{name}: its default is {field.default}"
 
 

@@ -125,7 +125,7 @@ class World(RuleBasedStateMachine):
         n = b"%d" % self.trainings
         answers = {
             "ok": ev.Answered("job", ask, Trained(b"frame" + n, b"acc" + n, b"kept" + n, TRAINED.evaluation)),
-            "fail": ev.Answered("job", ask, Failed("not_finite", "loss")),
+            "fail": ev.Answered("job", ask, Failed("diverged", "loss")),
             "die": ev.TrainerDied("job", ask, "SIGKILL"),
         }
         self.feed(answers[how])

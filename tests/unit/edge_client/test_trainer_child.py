@@ -166,7 +166,7 @@ def test_failures_have_their_codes(child, task, tmp_path):
         "bad_bundle": changed(task, bundle_path=str(tmp_path / "d.npz")),
         "bad_data": changed(task, source=DataSource(str(tmp_path / "absent.npz"))),
         "schema_mismatch": changed(task, source=short),
-        "not_finite": changed(task, plan=diverging),
+        "diverged": changed(task, plan=diverging),
     }
     codes = {code: child.perform(failing).code for code, failing in cases.items()}
 

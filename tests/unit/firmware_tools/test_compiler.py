@@ -130,7 +130,7 @@ def test_graphs_have_the_documented_interface(models):
     slots = [f"{p}@momentum" for p in params]
     state = params + slots
     assert names(TRAIN) == (["x", "y", "learning_rate", *state], ["loss", *(f"{n}@next" for n in state)])
-    assert names(EVAL) == (["x", "y", *params], ["loss", "correct"])
+    assert names(EVAL) == (["x", "y", *params], ["loss", "loss_weight", "correct"])
     assert names(INFER) == (["x", *params], ["logits"])
 
 
@@ -290,7 +290,7 @@ def test_unfit_models_are_refused(models, index):
         ({"optimizer": "adamw", "weight_decay": -1.0}, "weight decay -1"),
         ({"proximal": -0.1}, "proximal -0.1"),
         ({"clip_norm": float("nan")}, "clip norm nan"),
-        ({"loss": "mse"}, "mse"),
+        ({"loss": "hinge"}, "known: cross_entropy, bce_with_logits, mse, reconstruction"),
         ({"quantize": "int4"}, "int4"),
     ],
 )
