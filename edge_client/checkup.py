@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 from edge_client.config import ConfigError, DeviceConfig
-from edge_client.matching import labelling
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.trainer_protocol import Described, DescribeTask, Failed
 from edge_client.transport import Down, Identity, Transport, Up, Word
@@ -62,7 +61,7 @@ def _examine_data(config: DeviceConfig) -> list[Finding]:
 
 
 def _described(info: DatasetInfo) -> str:
-    return f"{info.n_samples} samples of {list(info.data.shape)} with {labelling(info.data)}"
+    return f"{info.n_samples} samples of {list(info.data.shape)} with {info.data.labelling}"
 
 
 def _without_address(reason: str, what: str) -> str:

@@ -30,24 +30,11 @@ def undeclared(found: DataSchema, declared: DataSchema) -> str:
     return mismatch(same_classes, declared, who="the configuration declares")
 
 
-def labelling(schema: DataSchema) -> str:
-    """What samples are labelled with, for people."""
-    match schema.target:
-        case "class":
-            return f"one of {schema.n_classes} classes"
-        case "labels":
-            return f"{schema.n_classes} label{'s' * (schema.n_classes != 1)}"
-        case "values":
-            return f"values of shape {list(schema.target_shape)}"
-        case "none":
-            return "no labels"
-
-
 def _target_mismatch(have: DataSchema, want: DataSchema, who: str) -> str:
     if want.target == "none":
         return ""
     if have.target != want.target:
-        return f"samples have {labelling(have)}, {who} {labelling(want)}"
+        return f"samples have {have.labelling}, {who} {want.labelling}"
     if have.n_classes != want.n_classes:
         what = "labels have" if want.target == "class" else "samples have"
         kind = "classes" if want.target == "class" else "labels"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.matching import labelling
 from edge_client.target import DTYPES, Targets, form, in_range
 from edge_client.trainer_protocol import DataSource
 from edge_client.wire.messages import DataSchema
@@ -92,7 +91,7 @@ def check(samples: Samples, schema: DataSchema) -> None:
         few or have.n_classes == want.n_classes
     ):
         raise DataError(
-            "schema_mismatch", f"samples have {labelling(have)} in the data, {labelling(want)} in the job"
+            "schema_mismatch", f"samples have {have.labelling} in the data, {want.labelling} in the job"
         )
 
 

@@ -196,13 +196,11 @@ def _show(path: Path, report: "Report") -> None:
     from rich.console import Console  # noqa: PLC0415 - only this view needs it
     from rich.table import Table  # noqa: PLC0415
 
-    from edge_client.matching import labelling  # noqa: PLC0415 - keeps --help fast
-
     console, manifest = Console(), report.manifest
     axes = f" ({', '.join(manifest.data.axes)})" if manifest.data.axes else ""
     console.print(f"[bold]{manifest.name}[/bold]  {path}", highlight=False)
     console.print(
-        f"samples {list(manifest.data.shape)}{axes} with {labelling(manifest.data)}, opset {manifest.opset}"
+        f"samples {list(manifest.data.shape)}{axes} with {manifest.data.labelling}, opset {manifest.opset}"
     )
     console.print(
         f"{_loss(manifest)}, {_settings(manifest.optimizer)}, learning rate "

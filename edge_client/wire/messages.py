@@ -33,6 +33,19 @@ class DataSchema(Message, frozen=True):
     target: Target = "class"
     target_shape: tuple[int, ...] = ()
 
+    @property
+    def labelling(self) -> str:
+        """What samples are labelled with, for people."""
+        match self.target:
+            case "class":
+                return f"one of {self.n_classes} classes"
+            case "labels":
+                return f"{self.n_classes} label{'s' * (self.n_classes != 1)}"
+            case "values":
+                return f"values of shape {list(self.target_shape)}"
+            case "none":
+                return "no labels"
+
 
 class DatasetInfo(Message, frozen=True):
     """One data set that a device's custodian has declared."""
