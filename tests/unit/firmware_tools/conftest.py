@@ -17,7 +17,7 @@ def _beside(name):
     return module
 
 
-for _name in ("derivatives", "cases"):
+for _name in ("derivatives", "cases", "random_cases"):
     _beside(_name)
 
 

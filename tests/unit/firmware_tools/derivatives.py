@@ -99,6 +99,25 @@ class Gelu(OpRun):
         return (x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))) / 2,)
 
 
+class MaxPool(OpRun):
+    """With every window; onnx's own leaves out the last one of [a, b] at kernel 2, pads [0, 1]."""
+
+    op_domain = ""
+
+    def _run(self, x, **attributes):
+        kernel = attributes["kernel_shape"]
+        rank = len(kernel)
+        assert set(attributes.get("dilations") or [1]) == {1}
+        assert not attributes.get("ceil_mode")
+        pads = attributes.get("pads") or [0] * 2 * rank
+        around = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
+        axes = tuple(range(2, rank + 2))
+        padded = np.pad(x, around, constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axes)
+        steps = tuple(slice(None, None, s) for s in attributes.get("strides") or [1] * rank)
+        return (windows[(slice(None), slice(None), *steps)].max(axis=tuple(range(rank + 2, 2 * rank + 2))),)
+
+
 class GroupNormalization(OpRun):
     """In the precision of its input; from opset 21 on onnx's own works in float32."""
 
@@ -126,7 +145,7 @@ def evaluator(graph, feeds):
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.DOUBLE
-    reference = ReferenceEvaluator(model, new_ops=[Erf, Gelu, GroupNormalization])
+    reference = ReferenceEvaluator(model, new_ops=[Erf, Gelu, GroupNormalization, MaxPool])
 
     def evaluate(**changed):
         (out,) = reference.run(["out"], feeds | changed)
@@ -148,32 +167,43 @@ def slopes(evaluate, feeds, seed, name, directions):
     ]
 
 
+def drawn(spec, rng):
+    """Values of the differentiated inputs, float64, of magnitudes from 0.5 to 2."""
+    return {
+        f"in{i}": np.asarray(
+            rng.uniform(0.5, 2.0, concrete(s)) * rng.choice([1] if spec.positive else [-1, 1], concrete(s))
+        )
+        for i, s in enumerate(spec.shapes)
+    }
+
+
+def gradients_of(spec, feeds, weight):
+    """The output, and the gradient of sum(out * weight) for each input, as ONNX Runtime computes them in float32."""
+    graph, shapes = forward_of(spec)
+    inferred = shapes_of(graph, shapes, ["out"])
+    (out,) = run(graph, feeds, inferred, ["out"])
+    gradients = differentiate(graph, inferred, "out", "seed", list(shapes))
+    assert list(gradients) == list(shapes)
+    renamed = {name: graph.add("Identity", g) for name, g in gradients.items()}
+    all_shapes = inferred | {"seed": inferred["out"]} | {g: shapes[n] for n, g in renamed.items()}
+    values = run(graph, feeds | {"seed": weight}, all_shapes, list(renamed.values()))
+    for name, value in zip(shapes, values, strict=True):
+        assert value.shape == feeds[name].shape
+    return out, dict(zip(shapes, values, strict=True))
+
+
 def check(spec, seed=7):
     """Assert that the gradient of each input equals the slope of the operator in random directions."""
     rng = np.random.default_rng(seed)
     graph, shapes = forward_of(spec)
-    inferred = shapes_of(graph, shapes, ["out"])
-    feeds = {
-        name: np.asarray(
-            rng.uniform(0.5, 2.0, concrete(s)) * rng.choice([1] if spec.positive else [-1, 1], concrete(s))
-        )
-        for name, s in shapes.items()
-    }
-    fused = graph.copy()
-    expand(graph, inferred, "out", list(shapes))
+    feeds = drawn(spec, rng)
+    expand(graph, shapes_of(graph, shapes, ["out"]), "out", list(shapes))
     evaluate = evaluator(graph, feeds)
     weight = rng.standard_normal(evaluate().shape)
-    (out,) = run(fused, feeds, inferred, ["out"])
+    out, got = gradients_of(spec, feeds, weight)
     np.testing.assert_allclose(out, evaluate(), atol=1e-5, rtol=1e-5)
-    backward = fused.copy()
-    gradients = differentiate(backward, inferred, "out", "seed", list(shapes))
-    renamed = {name: backward.add("Identity", g) for name, g in gradients.items()}
-    all_shapes = inferred | {"seed": inferred["out"]} | {g: shapes[n] for n, g in renamed.items()}
-    got = run(backward, feeds | {"seed": weight}, all_shapes, list(renamed.values()))
 
-    assert list(gradients) == list(shapes)
-    for name, value in zip(shapes, got, strict=True):
-        assert value.shape == feeds[name].shape
+    for name, value in got.items():
         directions = [rng.standard_normal(value.shape) for _ in range(4)]
         want = np.array(slopes(evaluate, feeds, weight, name, directions))
         have = np.array([float((value * d).sum(dtype=np.float64)) for d in directions])

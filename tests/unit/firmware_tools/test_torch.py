@@ -140,14 +140,27 @@ def state_of(module):
     }
 
 
+def defined(key, value):
+    """A tensor without the bias of attention's keys.
+
+    No answer depends on it, so its gradient is rounding alone, which Adam scales up to whole steps.
+    """
+    if key == "key.bias":
+        return value[:0]
+    if key.endswith("in_proj_bias"):
+        queries, _, values = np.split(value, 3)
+        return np.concatenate([queries, values])
+    return value
+
+
 def assert_twenty_equal_steps(path, module, shape, model, **options):
     """Losses and every tensor of the same name agree after the same steps on the same batches."""
-    session = TrainingSession(
-        compile_training(model, optimizer="sgd", quantize="none", **options).save(path / "net.bundle")
-    )
+    kind = options.setdefault("optimizer", "sgd")
+    rate, tolerance = {"sgd": (0.05, 1e-4), "adam": (0.005, 1e-3)}[kind]
+    session = TrainingSession(compile_training(model, quantize="none", **options).save(path / "net.bundle"))
     exact = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer} | state_of(module)
     session.load({key: exact.get(key, value) for key, value in session.params.items()})
-    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+    optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[kind](module.parameters(), lr=rate)
     ours, theirs = [], []
     for _ in range(STEPS):
         x, y = torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))
@@ -156,20 +169,23 @@ def assert_twenty_equal_steps(path, module, shape, model, **options):
         loss.backward()
         optimizer.step()
         theirs.append(loss.item())
-        ours.append(session.step(x.numpy(), y.numpy(), RATE))
+        ours.append(session.step(x.numpy(), y.numpy(), rate))
 
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
     found, compared = session.params, set()
     for key, value in state_of(module).items():
         if key in found and value.shape == found[key].shape:
-            assert np.linalg.norm(found[key] - value) < 1e-4 * np.linalg.norm(value), key
+            ours, theirs = defined(key, found[key]), defined(key, value)
+            assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs), key
             compared.add(key)
     assert len(compared) >= 2
     return compared
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "dynamo"),
+    [(n, False) for n in MODELS] + [(n, True) for n in ("cnn", "lstm", "attention", "autoencoder")],
+)
 def test_twenty_steps_equal_pytorch(tmp_path, name, dynamo):
     """Losses and parameters of twenty SGD steps agree with PyTorch's autograd to 1e-4 of their norm."""
     if dynamo:
@@ -180,6 +196,16 @@ def test_twenty_steps_equal_pytorch(tmp_path, name, dynamo):
     assert_twenty_equal_steps(
         tmp_path, module, shape, exported(module, shape, dynamo=dynamo), batch_norm="frozen"
     )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_twenty_steps_of_adam_equal_pytorch(tmp_path, name):
+    """With Adam they agree to 1e-3 of their norm."""
+    module, shape = module_of(name)
+    module.eval()
+    model = exported(module, shape, dynamo=False)
+
+    assert_twenty_equal_steps(tmp_path, module, shape, model, batch_norm="frozen", optimizer="adam")
 
 
 @pytest.mark.parametrize("name", ["cnn", "ds-cnn"])
