@@ -101,7 +101,11 @@ def _shared(call: Call, x: str, window: Window) -> str:
 
 
 def _pool_window(call: Call) -> Window:
-    return window_of(call, tuple(call.attribute("kernel_shape", ())))
+    window = window_of(call, tuple(call.attribute("kernel_shape", ())))
+    geometry = zip(window.result, window.strides, window.source, window.begin, strict=True)
+    if call.attribute("ceil_mode", 0) and any((m - 1) * s >= n + b for m, s, n, b in geometry):
+        raise call.refused("with ceil_mode its last window lies in the padding, where runtimes disagree")
+    return window
 
 
 def _scattered(call: Call) -> str:

@@ -99,23 +99,48 @@ class Gelu(OpRun):
         return (x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))) / 2,)
 
 
+def windowed(x, fill, attributes):
+    """The values of each pooling window in the last axes, with `fill` for what lies outside."""
+    kernel = attributes["kernel_shape"]
+    rank = len(kernel)
+    assert set(attributes.get("dilations") or [1]) == {1}
+    strides = attributes.get("strides") or [1] * rank
+    pads = attributes.get("pads") or [0] * 2 * rank
+    around = [(0, 0), (0, 0)]
+    for n, k, s, begin, end in zip(x.shape[2:], kernel, strides, pads[:rank], pads[rank:], strict=True):
+        rest = (k - n - begin - end) % s if attributes.get("ceil_mode") else 0
+        around.append((begin, end + rest))
+    padded = np.pad(x, around, constant_values=fill)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, tuple(range(2, rank + 2)))
+    steps = tuple(slice(None, None, s) for s in strides)
+    return windows[(slice(None), slice(None), *steps)], tuple(range(rank + 2, 2 * rank + 2))
+
+
 class MaxPool(OpRun):
     """With every window; onnx's own leaves out the last one of [a, b] at kernel 2, pads [0, 1]."""
 
     op_domain = ""
 
     def _run(self, x, **attributes):
-        kernel = attributes["kernel_shape"]
-        rank = len(kernel)
-        assert set(attributes.get("dilations") or [1]) == {1}
-        assert not attributes.get("ceil_mode")
-        pads = attributes.get("pads") or [0] * 2 * rank
-        around = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
-        axes = tuple(range(2, rank + 2))
-        padded = np.pad(x, around, constant_values=-np.inf)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axes)
-        steps = tuple(slice(None, None, s) for s in attributes.get("strides") or [1] * rank)
-        return (windows[(slice(None), slice(None), *steps)].max(axis=tuple(range(rank + 2, 2 * rank + 2))),)
+        windows, axes = windowed(x, -np.inf, attributes)
+        return (windows.max(axis=axes),)
+
+
+class AveragePool(OpRun):
+    """Over the values that are there; onnx's own divides a last window of 1 value at kernel 3 by another number."""
+
+    op_domain = ""
+
+    def _run(self, x, **attributes):
+        pads = attributes.get("pads") or [0] * 2 * (x.ndim - 2)
+        there = np.ones_like(x)
+        if attributes.get("count_include_pad"):
+            half = len(pads) // 2
+            around = [(0, 0), (0, 0), *zip(pads[:half], pads[half:], strict=True)]
+            x, there = np.pad(x, around), np.pad(there, around, constant_values=1)
+            attributes = attributes | {"pads": [0] * len(pads)}
+        sums, counts = (windowed(values, 0, attributes) for values in (x, there))
+        return (sums[0].sum(axis=sums[1]) / counts[0].sum(axis=counts[1]),)
 
 
 class GroupNormalization(OpRun):
@@ -145,7 +170,7 @@ def evaluator(graph, feeds):
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.DOUBLE
-    reference = ReferenceEvaluator(model, new_ops=[Erf, Gelu, GroupNormalization, MaxPool])
+    reference = ReferenceEvaluator(model, new_ops=[Erf, Gelu, GroupNormalization, MaxPool, AveragePool])
 
     def evaluate(**changed):
         (out,) = reference.run(["out"], feeds | changed)

@@ -99,7 +99,11 @@ def pools(draw):
     extents = [max(n, k) for n, k in zip(extents, kernel, strict=True)]
     op = draw(st.sampled_from(["MaxPool", "AveragePool"]))
     counting = {"count_include_pad": draw(st.integers(0, 1))} if op == "AveragePool" else {}
-    return case(op, op, (2, draw(SMALL), *extents), kernel_shape=kernel, **geometry, **counting)
+    if draw(st.booleans()):  # a last window that lies wholly in the padding is refused
+        geometry["pads"][len(kernel) :] = [0] * len(kernel)
+        geometry["strides"] = [min(s, k) for s, k in zip(geometry["strides"], kernel, strict=True)]
+        counting["ceil_mode"] = 1
+    return case(op, op, (2, draw(SMALL), *extents), kernel_shape=kernel, opset=19, **geometry, **counting)
 
 
 @st.composite

@@ -82,6 +82,20 @@ def test_a_classifier_learns_and_is_exported(models, tmp_path, name, quantize):
         assert float((answer == held_y).mean()) == pytest.approx(after.accuracy, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["ds-cnn", "gru", "transformer"])
+def test_training_is_deterministic(models, tmp_path, name):
+    """The same steps give the same bits, in another session too."""
+    path = compile_training(MODELS[name](), optimizer="adam").save(tmp_path / "m.bundle")
+    results = []
+    for _ in range(2):
+        session = TrainingSession(path)
+        x, y = models.waves(session.bundle.manifest.data.shape, session.bundle.manifest.data.n_classes, 64)
+        losses = [session.step(x[i : i + 16], y[i : i + 16], RATE) for i in range(0, 64, 16)]
+        results.append((losses, {k: v.tobytes() for k, v in session.params.items()}))
+
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_page_states_size_and_work(name):
     """The table of examples/models/README.md has each network's values and multiply-adds, counted from its graph."""

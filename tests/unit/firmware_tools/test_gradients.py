@@ -152,6 +152,16 @@ def test_what_has_no_gradient_is_refused_with_its_reason(op, inputs, attributes,
         differentiate(graph, shapes, "out", "seed", ["x"])
 
 
+def test_a_pool_that_ends_in_padding_alone_is_refused():
+    """With ceil_mode, onnx infers a window that lies wholly beyond the input, and ONNX Runtime computes none."""
+    graph = Graph(18)
+    graph.add("MaxPool", "x", output="out", kernel_shape=[1], strides=[2], ceil_mode=1)
+    shapes = shapes_of(graph, {"x": (B, 1, 2)}, ["out"])
+
+    with pytest.raises(NotDifferentiable, match="lies in the padding"):
+        differentiate(graph, shapes, "out", "seed", ["x"])
+
+
 @pytest.mark.parametrize(
     ("inputs", "attributes", "reason"),
     [

@@ -46,9 +46,13 @@ def conv(x, w, b=None, *, group=1, **attributes):
     return apply(F.pad(x, pairs(pads)), w, b, strides, 0, dilations, group)
 
 
-def conv_transpose(x, w, b=None, *, output_padding=None, **attributes):
+def conv_transpose(x, w, b=None, *, output_padding=None, auto_pad="NOTSET", **attributes):
     strides, dilations, pads = geometry(x, w.shape[2:], attributes)
     rank = w.ndim - 2
+    if auto_pad != "NOTSET":  # the output is the input times the stride
+        total = [d * (k - 1) + 1 - s for d, k, s in zip(dilations, w.shape[2:], strides, strict=True)]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = small + large if auto_pad == "SAME_UPPER" else large + small
     more = output_padding or [0] * rank
     apply = (F.conv_transpose1d, F.conv_transpose2d)[rank - 1]
     whole = apply(x, w, None, strides, 0, 0, 1, dilations)
@@ -58,18 +62,19 @@ def conv_transpose(x, w, b=None, *, output_padding=None, **attributes):
     return out if b is None else out + b.reshape(-1, *[1] * rank)
 
 
-def max_pool(x, *, kernel_shape, **attributes):
+def max_pool(x, *, kernel_shape, ceil_mode=0, **attributes):
     strides, _, pads = geometry(x, kernel_shape, attributes)
     apply = (F.max_pool1d, F.max_pool2d)[len(kernel_shape) - 1]
-    return apply(F.pad(x, pairs(pads), value=-torch.inf), kernel_shape, strides)
+    padded = F.pad(x, pairs(pads), value=-torch.inf)
+    return apply(padded, kernel_shape, strides, ceil_mode=bool(ceil_mode))
 
 
-def average_pool(x, *, kernel_shape, count_include_pad=0, **attributes):
+def average_pool(x, *, kernel_shape, count_include_pad=0, ceil_mode=0, **attributes):
     strides, _, pads = geometry(x, kernel_shape, attributes)
     apply = (F.avg_pool1d, F.avg_pool2d)[len(kernel_shape) - 1]
-    mean = apply(F.pad(x, pairs(pads)), kernel_shape, strides)
+    mean = apply(F.pad(x, pairs(pads)), kernel_shape, strides, ceil_mode=bool(ceil_mode))
     inside = F.pad(torch.ones_like(x), pairs(pads), value=float(count_include_pad))
-    return mean / apply(inside, kernel_shape, strides)
+    return mean / apply(inside, kernel_shape, strides, ceil_mode=bool(ceil_mode))
 
 
 def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):  # noqa: N803 - ONNX's names
@@ -120,13 +125,16 @@ def gather(x, indices, *, axis=0):
     return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
-def pad(x, pads, value=None, axes=None):
+def pad(x, pads, value=None, axes=None, *, mode="constant"):
     axes = range(x.ndim) if axes is None else [a % x.ndim for a in axes.tolist()]
-    half = len(pads) // 2
-    around = [0] * 2 * x.ndim
-    for i, axis in enumerate(axes):
-        around[axis], around[x.ndim + axis] = int(pads[i]), int(pads[half + i])
-    return F.pad(x, pairs(around), value=0.0 if value is None else float(value))
+    around = dict(zip(axes, zip(*pads.reshape(2, -1).tolist(), strict=True), strict=True))
+    for axis, (begin, end) in around.items():
+        if mode == "constant":
+            whole = [(begin, end) if a == axis else (0, 0) for a in reversed(range(x.ndim))]
+            x = F.pad(x, [p for both in whole for p in both], value=0.0 if value is None else float(value))
+        else:
+            x = x.index_select(axis, torch.tensor(np.pad(np.arange(x.shape[axis]), (begin, end), mode)))
+    return x
 
 
 def split(x, sizes=None, *, axis=0, num_outputs=0):
