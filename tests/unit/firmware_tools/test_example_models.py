@@ -82,6 +82,30 @@ def test_a_classifier_learns_and_is_exported(models, tmp_path, name, quantize):
         assert float((answer == held_y).mean()) == pytest.approx(after.accuracy, abs=0.02)
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8-weights", "int8"])
+def test_the_autoencoder_learns_what_is_usual_and_is_exported(tmp_path, quantize):
+    """Usual samples come to a third of their error; most unusual ones stay above the threshold, exported too."""
+    compiled = compile_training(
+        MODELS["autoencoder"](), loss="reconstruction", quantize=quantize, optimizer="adam", batch_size=BATCH
+    )
+    session = TrainingSession(compiled.save(tmp_path / "m.bundle"))
+    rng = np.random.default_rng(0)
+    usual, unusual = rng.standard_normal((2, 4, 640)).astype(np.float32)
+    codes = rng.standard_normal((SAMPLES + 128, 4)).astype(np.float32)
+    x, held = codes[:SAMPLES] @ usual / 2, codes[SAMPLES:] @ usual / 2
+    before = session.evaluate(held, None).loss
+    for step in range(200):
+        session.step(x[np.arange(step * BATCH, (step + 1) * BATCH) % SAMPLES], None, RATE)
+    after = session.evaluate(held, None)
+    for form in ["fp32"] if quantize == "none" else ["fp32", "int8"]:
+        model = exported(session, compiled, form)
+        errors = [model.run(["errors"], {"x": codes[SAMPLES:] @ basis / 2})[0] for basis in (usual, unusual)]
+
+        assert errors[0].mean() == pytest.approx(after.loss, rel=0.1)
+        assert np.median(errors[1]) > after.threshold
+    assert after.loss < before / 3
+
+
 @pytest.mark.parametrize("name", ["ds-cnn", "gru", "transformer"])
 def test_training_is_deterministic(models, tmp_path, name):
     """The same steps give the same bits, in another session too."""
