@@ -18,6 +18,7 @@ from edge_client.wire import messages, topics
 from edge_client.wire.sparse import SparseTensor, Update
 from edge_client.wire.sparse import encode as encode_update
 from firmware_tools.compiler import compile_training
+from firmware_tools.layers import Net
 from firmware_tools.zoo import cnn1d
 
 EPOCH = "0123456789abcdef"
@@ -79,7 +80,10 @@ class Site:
         return frame
 
     async def evaluate(self, device, version, accuracy, n=100):
-        evaluation = messages.Evaluation(version, messages.Metrics(n=n, loss=1.0, accuracy=accuracy))
+        await self.report(device, version, messages.Metrics(n=n, loss=1.0, accuracy=accuracy))
+
+    async def report(self, device, version, metrics):
+        evaluation = messages.Evaluation(version, metrics)
         record = EvaluationRecord(self.clock(), messages.encode(evaluation))
         await self.append(device, Kind.EVALUATION, record, self.uid(device))
 
@@ -113,6 +117,14 @@ def observing_bundle() -> bytes:
     """A bundle whose model has statistics: the ranges of its activations."""
     model = cnn1d(channels=2, length=8, classes=3, widths=(4, 4))
     return compile_training(model, quantize="int8").to_bytes()
+
+
+@pytest.fixture(scope="session")
+def detector() -> bytes:
+    """A bundle that reconstructs samples of four values."""
+    net = Net("detector", (4,), seed=0)
+    net.dense("x", "dense", (4, 4), output="logits")
+    return compile_training(net.model((4,)), loss="reconstruction").to_bytes()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from aggregator import views
 from aggregator.commit import commit
 from aggregator.errors import RefusedError
 from aggregator.fold import Fold
@@ -14,7 +15,15 @@ from broker_bridge import cells
 from broker_bridge.ports import Conflict, Kind
 from broker_bridge.records import RejectionRecord, UpdateRecord
 from edge_client.wire import sparse, topics
-from edge_client.wire.messages import Assignment, DeviceState, JobEnd, Offer, TaskStatus, VersionNotice
+from edge_client.wire.messages import (
+    Assignment,
+    DeviceState,
+    JobEnd,
+    Metrics,
+    Offer,
+    TaskStatus,
+    VersionNotice,
+)
 
 
 def test_a_full_buffer_makes_a_version(drive, bundle):
@@ -306,6 +315,43 @@ def test_a_job_ends_at_its_target_on_the_hold_outs(drive, bundle):
         record = site.engine.store.records["job"]
         assert record.state == "ended"
         assert "target accuracy" in record.reason
+
+    drive(body)
+
+
+def test_a_job_without_an_accuracy_is_judged_by_its_loss(drive, detector):
+    """Best version, notice, view and end follow the loss; the threshold is the devices' mean by samples."""
+
+    async def body(site):
+        job = await site.start_job(detector, buffer_size=1, end={"target_loss": 0.3})
+        for number, loss in enumerate((2.0, 4.0), 1):
+            await site.update(f"dev-{number}", number)
+            await site.step()
+            await site.report(f"dev-{number}", number, Metrics(400 * number, loss, threshold=2 * loss))
+        await site.step()
+
+        notice = await site.down(topics.version("all", "job"), VersionNotice)
+        view, version = views.job(site.engine, "job"), views.version(job, job.history.records[1])
+        assert job.best() == 1
+        assert (notice.accuracy, view["accuracy"], view["error"]) == (None, None, None)
+        assert view["loss"] == pytest.approx((400 * 2 + 800 * 4) / 1200)
+        assert view["threshold"] == pytest.approx(2 * view["loss"])
+        assert (version["loss"], version["threshold"], version["holdout_n"]) == (2.0, 4.0, 400)
+
+        await site.report("dev-3", 2, Metrics(100_000, 0.1, threshold=0.2))
+        await site.step()
+        assert "target loss of 0.3" in site.engine.store.records["job"].reason
+
+    drive(body)
+
+
+def test_a_target_that_the_bundle_cannot_reach_is_refused(drive, detector):
+    """I13: a reconstruction has no accuracy to wait for, and the refusal says what to ask for instead."""
+
+    async def body(site):
+        with pytest.raises(RefusedError, match=r"reconstruction has no accuracy; use end\.target_loss"):
+            await site.start_job(detector, end={"target_accuracy": 0.9})
+        assert site.engine.jobs == {}
 
     drive(body)
 

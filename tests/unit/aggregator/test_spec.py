@@ -56,6 +56,7 @@ def test_a_typo_gets_the_nearest_field():
         ({"training": {"density": 0}}, "training.density"),
         ({"training": {"steps": "many"}}, "training.steps"),
         ({"end": {"target_accuracy": 2}}, "end.target_accuracy"),
+        ({"end": {"target_loss": -1}}, "end.target_loss"),
         ({"strategy": "best"}, "strategy"),
     ],
 )

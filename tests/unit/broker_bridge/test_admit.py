@@ -139,6 +139,15 @@ def test_good_evaluation_is_accepted():
         (b"{", "bad_message"),
         (b'{"version":5,"before":{"n":-1,"loss":1,"accuracy":1}}', "bad_message"),
         (b'{"version":5,"before":{"n":1,"loss":1e999,"accuracy":1}}', "bad_message"),
+        (b'{"version":5,"before":{"n":1,"loss":1e300,"accuracy":1}}', "bad_message"),
+        (b'{"version":5,"before":{"n":5000000000,"loss":1,"accuracy":1}}', "bad_message"),
+        (b'{"version":5,"before":{"n":1,"loss":1,"accuracy":1.5}}', "bad_message"),
+        (b'{"version":5,"before":{"n":1,"loss":1}}', "bad_message"),
+        (b'{"version":5,"before":{"n":1,"loss":1,"threshold":1}}', "bad_message"),
+        (
+            b'{"version":5,"before":{"n":1,"loss":1,"accuracy":1},"after":{"n":1,"loss":1,"error":1}}',
+            "bad_message",
+        ),
         (b'{"version":6,"before":{"n":1,"loss":1,"accuracy":1}}', "unknown_base"),
         (b'{"version":-1,"before":{"n":1,"loss":1,"accuracy":1}}', "unknown_base"),
         (b" " * 1001, "too_large"),
@@ -154,3 +163,19 @@ def test_evaluations_need_a_running_job():
     payload = messages.encode(Evaluation(5, Metrics(10, 0.5, 0.9)))
     assert code(judge_evaluation(payload, job=None)) == "unknown_job"
     assert code(judge_evaluation(payload, job=msgspec.structs.replace(JOB, state="ended"))) == "job_ended"
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "error", "threshold"])
+def test_an_evaluation_gives_what_its_job_is_judged_by(measure):
+    """A device reports the figure of the job's loss and no other; without samples there may be none."""
+    job = msgspec.structs.replace(JOB, measure=measure)
+    given = {
+        m: messages.encode(Evaluation(5, Metrics(9, 0.5, **{m: 0.4})))
+        for m in ("accuracy", "error", "threshold")
+    }
+    empty = messages.encode(Evaluation(5, Metrics(0, 0.0)))
+
+    assert {m: code(judge_evaluation(p, job)) for m, p in given.items()} == {
+        m: "" if m == measure else "bad_message" for m in given
+    }
+    assert code(judge_evaluation(empty, job)) == ""

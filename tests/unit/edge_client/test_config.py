@@ -1,8 +1,10 @@
 """The configuration file: what is accepted, and what is said about mistakes."""
 
+import msgspec
 import pytest
 
 from edge_client.config import ConfigError, load
+from edge_client.wire.messages import DataSchema
 
 GOOD = """
 [device]
@@ -50,6 +52,14 @@ def test_good_file_is_loaded_with_paths_relative_to_it(write, tmp_path):
         ('host = "broker.local"', "", "broker: object missing required field `host`"),
         ('id = "pi-1"', 'id = "Pi 1"', "device.id 'Pi 1' is not valid"),
         ("classes = 5", "classes = 1", "data.gestures.classes: 1 is not between 2 and 65535"),
+        ("classes = 5", "labels = 0", "data.gestures.labels: 0 is not between 1 and 65535"),
+        ("classes = 5", "values = []", "data.gestures.values: [] has no values"),
+        ("classes = 5", "values = [3, 0]", "data.gestures.values: [3, 0] has no values"),
+        (
+            "classes = 5",
+            "classes = 5\nlabels = 5",
+            "data.gestures: classes and labels are given; samples have at most",
+        ),
         ("[6, 128]", "[6, 0]", "data.gestures.shape"),
         ('["channel", "time"]', '["time"]', "data.gestures.axes: 1 names for 2 axes"),
         ("[device]", "[device", "not valid TOML"),
@@ -65,6 +75,22 @@ def test_mistake_is_named_with_its_key_and_file(write, old, new, said):
 
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "schema"),
+    [
+        ("classes = 5", DataSchema((6, 128), 5)),
+        ("labels = 5", DataSchema((6, 128), 5, target="labels")),
+        ("values = [1]", DataSchema((6, 128), target="values", target_shape=(1,))),
+        ("", DataSchema((6, 128), target="none")),
+    ],
+)
+def test_a_data_set_says_what_its_samples_are_labelled_with(write, line, schema):
+    """One of classes, labels and values, or nothing for samples alone."""
+    declared = load(write(GOOD.replace("classes = 5", line))).data["gestures"].schema
+
+    assert declared == msgspec.structs.replace(schema, axes=("channel", "time"))
 
 
 def test_password_that_others_can_read_is_refused(write, tmp_path):

@@ -1,5 +1,6 @@
 """Loading, checking and dealing out a device's data."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,6 +52,63 @@ def test_split_is_disjoint_and_keeps_the_gap(segment, holdout, gap):
         theirs = [rows.index(r) for r in held if segment[r] == name]
         if mine and theirs:
             assert max(mine) + gap < min(theirs)
+
+
+def labelled(target, y):
+    """A good file but for y, declared to be of this kind; y None leaves it out."""
+    arrays = {"x": good()["x"], **({} if y is None else {"y": y})}
+    return lambda path: msgspec.structs.replace(write(path / "d.npz", **arrays), target=target)
+
+
+@pytest.mark.parametrize(
+    ("target", "y", "schema"),
+    [
+        ("labels", np.eye(20, 4, dtype=np.uint8), DataSchema((6, 100), 4, target="labels")),
+        ("labels", np.ones(20, np.uint8), DataSchema((6, 100), 1, target="labels")),
+        ("values", np.ones((20, 2, 3), np.float32), DataSchema((6, 100), target="values", target_shape=(2, 3))),
+        ("values", np.ones(20, np.float32), DataSchema((6, 100), target="values", target_shape=(1,))),
+        ("none", None, DataSchema((6, 100), target="none")),
+        ("none", np.array(["not", "read"]), DataSchema((6, 100), target="none")),
+    ],
+)  # fmt: skip
+def test_each_kind_of_target_is_loaded_and_described(tmp_path, target, y, schema):
+    """Multi-hot labels, values of any shape and samples alone; one label or value a sample may be stored flat."""
+    data = load(labelled(target, y)(tmp_path))
+
+    assert data.schema == schema
+    assert (data.y is None) == (target == "none")
+    assert len(data) == 20
+
+
+@pytest.mark.parametrize(
+    ("target", "y", "reason"),
+    [
+        ("class", np.zeros((20, 2), np.int64), r"y is int64 \[20, 2\], which is not int64 \[n\]"),
+        ("labels", np.zeros((20, 2), np.int64), r"y is int64, not uint8; a target of kind labels is uint8 \[n, labels\]"),
+        ("labels", np.full((20, 2), 2, np.uint8), "a label that is neither 0 nor 1"),
+        ("labels", np.zeros((19, 2), np.uint8), "do not go together"),
+        ("labels", np.zeros((20, 2, 2), np.uint8), r"not uint8 \[n, labels\]"),
+        ("values", np.zeros((20, 2)), "y is float64, not float32"),
+        ("values", np.full((20, 2), np.inf, np.float32), "y holds values that are not finite"),
+        ("values", np.array(1.0, np.float32), r"y is float32 \[\], which is not"),
+        ("values", None, "holds no array 'y'"),
+    ],
+)  # fmt: skip
+def test_targets_of_another_form_are_refused(tmp_path, target, y, reason):
+    """I8: what y is and what it should be is said, never a value of it."""
+    with pytest.raises(DataError, match=reason) as caught:
+        load(labelled(target, y)(tmp_path))
+
+    assert caught.value.code == "bad_data"
+
+
+def test_a_job_without_targets_takes_any_labels(tmp_path):
+    """Reconstruction needs the sample's shape and nothing else; labels of another kind are a mismatch elsewhere."""
+    data = load(labelled("values", np.ones(20, np.float32))(tmp_path))
+    samples.check(data, DataSchema((6, 100), target="none"))
+
+    with pytest.raises(DataError, match=r"values of shape \[1\] in the data, one of 2 classes in the job"):
+        samples.check(data, DataSchema((6, 100), 2))
 
 
 def broken_files():

@@ -1,6 +1,7 @@
 """The trainer child: tasks in, answers out, in process and as a process."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_client import trainer_child
-from edge_client.bundle import PARAMS, BundleError
+from edge_client.bundle import PARAMS, BundleError, open_bundle
 from edge_client.trainer_child import GRID_FILE, Child
 from edge_client.trainer_protocol import (
     DataSource,
@@ -28,6 +29,7 @@ from edge_client.wire import grid, sparse
 from edge_client.wire.messages import TrainingPlan
 from edge_client.wire.topics import Uid
 from firmware_tools import compile_training
+from firmware_tools.layers import Net
 from firmware_tools.zoo import cnn1d
 
 UID = "pi:j:0123456789abcdef:4"
@@ -291,3 +293,55 @@ def test_statistics_travel_with_the_update_and_without_a_residual(child, task, t
     assert (lows <= 0).all()
     assert (highs > 0.1).all()
     assert len(answer.residual_accepted) == 2 * observing.manifest.parameters
+
+
+KINDS = {
+    "bce_with_logits": ("labels", lambda x: (x[:, :3] > 0).astype(np.uint8)),
+    "mse": ("values", lambda x: x[:, :3] * 2),
+    "reconstruction": ("class", lambda x: (x[:, 0] > 0).astype(np.int64)),
+}
+
+
+@pytest.fixture(params=KINDS)
+def other(request, task, tmp_path):
+    """A task of another loss over samples [6]; the reconstruction's samples have labels that nobody needs."""
+    target, label = KINDS[request.param]
+    outputs = 6 if request.param == "reconstruction" else 3
+    net = Net("dense", (6,), seed=0)
+    net.dense("x", "dense", (outputs, 6), output="logits")
+    made = compile_training(net.model((outputs,)), loss=request.param)
+    x = np.random.default_rng(0).standard_normal((120, 6)).astype(np.float32)
+    np.savez(tmp_path / "other.npz", x=x, y=label(x))
+    (tmp_path / "other").mkdir()
+    frame = grid.decode(made.members[PARAMS], made.manifest.sizes)
+    return changed(
+        task,
+        workspace=str(tmp_path / "other"),
+        bundle_path=str(made.save(tmp_path / "other.bundle")),
+        model_paths=(),
+        version_hash=frame.model_hash.hex(),
+        source=DataSource(str(tmp_path / "other.npz"), target=target),
+        data=made.manifest.data,
+    )
+
+
+def test_each_loss_trains_and_reports_its_figure(child, other):
+    """Labels, values and samples alone train in the child; evaluation has the one figure that the loss calls for."""
+    answer = child.perform(other)
+    before, after = answer.evaluation.before, answer.evaluation.after
+    given = [name for name in ("accuracy", "error", "threshold") if getattr(after, name) is not None]
+
+    assert after.loss < before.loss
+    assert given == [open_bundle(Path(other.bundle_path)).manifest.measure]
+
+
+def test_divergence_is_reported_and_leaves_nothing_behind(child, task):
+    """A step without a finite loss ends the task as `diverged`, saying which; the next task is as good as ever."""
+    expected = child.perform(task)
+    wild = msgspec.structs.replace(task.plan, learning_rate=1e20)
+    failed = child.perform(changed(task, plan=wild))
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "diverged"
+    assert re.match(r"step \d+ of 30: the loss is not finite; a smaller learning rate", failed.message)
+    assert child.perform(task).frame == expected.frame

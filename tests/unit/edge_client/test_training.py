@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from edge_client.bundle import INFER, TRAIN, BundleError
-from edge_client.training import EVAL_BATCH, TrainingSession
+from edge_client.training import EVAL_BATCH, DivergedError, TrainingSession
 from firmware_tools import compile_training
 from firmware_tools.bundle import describe, pack
+from firmware_tools.layers import Net
 from firmware_tools.zoo import cnn1d
 
 
@@ -88,6 +89,66 @@ def test_a_refused_step_changes_nothing(compiled, tmp_path):
         disturbed.step(x[:, :1], y, 0.1)
 
     assert [plain.step(x, y, 0.1) for _ in range(3)] == [disturbed.step(x, y, 0.1) for _ in range(3)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_without_a_finite_loss_is_refused(compiled, tmp_path, value):
+    """Parameters and optimiser stay those before it, and training goes on as if it had never been taken."""
+    x, y = data(8)
+    path = compiled.save(tmp_path / "n.bundle")
+    plain, disturbed = TrainingSession(path), TrainingSession(path)
+    plain.step(x, y, 0.1)
+    disturbed.step(x, y, 0.1)
+    bad = x.copy()
+    bad[3, 1, 2] = value
+    with pytest.raises(DivergedError, match="not finite"):
+        disturbed.step(bad, y, 0.1)
+
+    assert all(np.array_equal(v, disturbed.params[n]) for n, v in plain.params.items())
+    assert [plain.step(x, y, 0.1) for _ in range(3)] == [disturbed.step(x, y, 0.1) for _ in range(3)]
+
+
+LABELLED = {
+    "cross_entropy": lambda n: np.zeros(n, np.int64),
+    "bce_with_logits": lambda n: np.zeros((n, 3), np.uint8),
+    "mse": lambda n: np.zeros((n, 3), np.float32),
+    "reconstruction": lambda _: None,
+}
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "reason"),
+    [
+        ("cross_entropy", np.array([0, 1, 2, 3]), "not from 0 to 2: number labels from 0 on"),
+        ("cross_entropy", np.array([0, 1, -1, 0]), "not from 0 to 2"),
+        ("cross_entropy", np.zeros(4, np.int32), r"y is int32 \[4\], not int64 \[n\] of 0 to 2: .*astype\(np.int64\)"),
+        ("cross_entropy", np.zeros((4, 1), np.int64), r"y is int64 \[4, 1\], not int64 \[n\]"),
+        ("cross_entropy", np.zeros(3, np.int64), "x has 4 samples, but y has 3"),
+        ("cross_entropy", None, r"y is missing: pass int64 \[n\] of 0 to 2"),
+        ("bce_with_logits", np.full((4, 3), 2, np.uint8), "not from 0 to 1"),
+        ("bce_with_logits", np.zeros((4, 2), np.uint8), r"not uint8 \[n, 3\] of 0 to 1: reshape y"),
+        ("bce_with_logits", np.zeros(4, np.int64), "y is int64"),
+        ("mse", np.zeros((4, 3)), r"y is float64 \[4, 3\], not float32 \[n, 3\]: convert"),
+        ("mse", np.zeros(4, np.float32), r"y is float32 \[4\], not float32 \[n, 3\]"),
+        ("reconstruction", np.zeros(4, np.int64), "trained on x alone: pass None"),
+    ],
+)  # fmt: skip
+def test_targets_that_do_not_fit_are_refused_with_what_to_do(tmp_path, loss, y, reason):
+    """I8: wrong dtype, shape, number or range of y is a ValueError for steps and evaluation, without a value of it."""
+    net = Net("dense", (3,), seed=0)
+    net.dense("x", "dense", (3, 3), output="logits")
+    session = TrainingSession(compile_training(net.model((3,)), loss=loss).save(tmp_path / "n.bundle"))
+    x = np.zeros((4, 3), np.float32)
+    with pytest.raises(ValueError, match=reason):
+        session.step(x, y, 0.1)
+    with pytest.raises(ValueError, match=reason):
+        session.evaluate(x, y)
+    with pytest.raises(
+        ValueError, match=r"x is float64 \[4, 3\], not float32 \[n, 3\]: convert it with x.astype"
+    ):
+        session.step(x.astype(float), LABELLED[loss](4), 0.1)
+
+    assert session.step(x, LABELLED[loss](4), 0.1) >= 0
 
 
 def test_evaluation_is_the_mean_over_uneven_batches(session):
