@@ -13,15 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.target import DTYPES, Targets, form, in_range
+from edge_client.target import DTYPES, FORMS, Targets, form, in_range
 from edge_client.trainer_protocol import DataSource
 from edge_client.wire.messages import DataSchema
 
-_FORMS = {
-    "class": "int64 [n]",
-    "labels": "uint8 [n, labels] of 0 and 1",
-    "values": "float32 [n, …]",
-}
 DATA_BYTES_MAX = 512 * 1024 * 1024  # unpacked size of one data set: half the memory of a 1 GB Pi
 
 Indices = npt.NDArray[np.int64]
@@ -58,12 +53,15 @@ def load(source: DataSource) -> Samples:
     arrays = _read(Path(source.path))
     x = _array(arrays, "x", np.float32, source)
     y = None if source.target == "none" else _labels(arrays, source)
-    n = len(x) if x.ndim else 0
-    if x.ndim > 1 and n == 0:
+    if x.ndim < 2:
+        raise DataError("bad_data", f"{source.path}: x is {form(x)}; a sample needs an axis after [n]")
+    n = len(x)
+    if n == 0:
         raise DataError("bad_data", f"{source.path}: holds no samples")
-    if x.ndim < 2 or (y is not None and len(y) != n):
-        given = "" if y is None else f" and y {list(y.shape)}"
-        raise DataError("bad_data", f"{source.path}: x {list(x.shape)}{given} do not go together")
+    if y is not None and len(y) != n:
+        raise DataError(
+            "bad_data", f"{source.path}: x {list(x.shape)} and y {list(y.shape)} do not go together"
+        )
     segment = _array(arrays, "segment", np.int64, source) if "segment" in arrays else np.zeros(n, np.int64)
     if segment.shape != (n,):
         raise DataError("bad_data", f"{source.path}: segment {list(segment.shape)} does not fit {n} samples")
@@ -84,12 +82,12 @@ def check(samples: Samples, schema: DataSchema) -> None:
         if ours != theirs:
             name = f" ({want.axes[i]})" if i < len(want.axes) else ""
             raise DataError("schema_mismatch", f"axis {i}{name} is {ours} in the data, {theirs} in the job")
-    if want.target == "none":
-        return
-    few = want.target == "class" and have.n_classes <= want.n_classes
-    if (have.target, have.target_shape) != (want.target, want.target_shape) or not (
-        few or have.n_classes == want.n_classes
-    ):
+    fits = (have.target, have.target_shape) == (want.target, want.target_shape)
+    if want.target == "class":  # a file need not hold every class
+        fits = fits and have.n_classes <= want.n_classes
+    else:
+        fits = fits and have.n_classes == want.n_classes
+    if want.target != "none" and not fits:
         raise DataError(
             "schema_mismatch", f"samples have {have.labelling} in the data, {want.labelling} in the job"
         )
@@ -104,7 +102,7 @@ def _labels(arrays: dict[str, npt.NDArray[np.generic]], source: DataSource) -> T
         raise DataError("bad_data", f"{source.path}: y holds values that are not finite")
     ranks = {"class": y.ndim == 1, "labels": y.ndim == 2, "values": y.ndim > 1}
     if not ranks[source.target]:
-        raise DataError("bad_data", f"{source.path}: y is {form(y)}, which is not {_FORMS[source.target]}")
+        raise DataError("bad_data", f"{source.path}: y is {form(y)}, which is not {FORMS[source.target]}")
     if source.target == "class" and (y < 0).any():
         raise DataError("bad_data", f"{source.path}: y holds a negative label; number classes from 0 on")
     if source.target == "labels" and not in_range(DataSchema((), y.shape[1], (), "labels"), y):
@@ -170,7 +168,7 @@ def _array(
     if name not in arrays:
         raise DataError("bad_data", f"{source.path}: holds no array {name!r}")
     if arrays[name].dtype != kind:
-        use = f"; a target of kind {source.target} is {_FORMS[source.target]}" if name == "y" else ""
+        use = f"; a target of kind {source.target} is {FORMS[source.target]}" if name == "y" else ""
         raise DataError(
             "bad_data", f"{source.path}: {name} is {arrays[name].dtype}, not {np.dtype(kind).name}{use}"
         )

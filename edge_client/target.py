@@ -11,12 +11,17 @@ from edge_client.wire.messages import DataSchema, Target
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 DTYPES: dict[Target, type[np.generic]] = {"class": np.int64, "labels": np.uint8, "values": np.float32}
+FORMS: dict[Target, str] = {
+    "class": "int64 [n]",
+    "labels": "uint8 [n, labels] of 0 and 1",
+    "values": "float32 [n, …]",
+}
 
 
 def check_batch(schema: DataSchema, x: npt.NDArray[np.generic], y: npt.NDArray[np.generic] | None) -> None:
     """Raise ValueError, naming what and the fix, when a batch is not of this schema.
 
-    Takes 5 µs: no more than the largest label of a batch is looked at.
+    Takes about 2 µs: of the values only the largest label is looked for.
     """
     if x.dtype != np.float32 or x.shape[1:] != schema.shape:
         raise ValueError(f"x is {form(x)}, not {_form(np.float32, schema.shape)}: {_fix(x, np.float32, 'x')}")

@@ -12,7 +12,7 @@ from firmware_tools.compiler import compile_training
 from firmware_tools.layers import Net
 from tests.e2e.conftest import until
 from tests.e2e.fleet import Bridge, Node
-from tests.e2e.server import FEDFLEET, WAIT_S, Up
+from tests.e2e.server import FEDFLEET, WAIT_S, Up, fedfleet
 
 CONFIG = """
 [device]
@@ -81,6 +81,7 @@ def test_a_fleet_trains_an_anomaly_detector_and_sets_its_threshold(up, tmp_path)
                "--buffer-size", 2, "--steps", 40, "--density", 1, "--target-loss", 0.2, "--max-wait", 1)  # fmt: skip
         until(lambda: up.json("job", "show", "sound")["state"] == "ended", "the target loss is reached", 90)
         job = up.json("job", "show", "sound")
+        checked = fedfleet("device", "check", "--config", tmp_path / "dev-0" / "device.toml").stdout
         shown = up.run("job", "watch", "sound").stdout
         refused = up.run("job", "start", "--bundle", tmp_path / "detector.bundle", "--name", "wrong",
                          "--dataset", "sound", "--target-accuracy", 0.9, code=1)  # fmt: skip
@@ -94,6 +95,7 @@ def test_a_fleet_trains_an_anomaly_detector_and_sets_its_threshold(up, tmp_path)
     (usual,) = model.run(["errors"], {"x": normal(rng, 400)})
     (strange,) = model.run(["errors"], {"x": rng.standard_normal((400, 8)).astype(np.float32) * 3})
 
+    assert "200 samples of [8] with one of 2 classes" in checked
     assert "target loss of 0.2" in job["reason"]
     assert job["accuracy"] is None
     assert job["loss"] <= 0.2

@@ -117,6 +117,7 @@ def broken_files():
     yield "x is float64", bad | {"x": bad["x"].astype(np.float64)}
     yield "y is int32", bad | {"y": bad["y"].astype(np.int32)}
     yield "do not go together", bad | {"y": bad["y"][:-1]}
+    yield "x is float32 .20.; a sample needs an axis", bad | {"x": bad["x"][:, 0, 0]}
     yield "holds no samples", {"x": bad["x"][:0], "y": bad["y"][:0]}
     yield "negative", bad | {"y": bad["y"] - 1}
     yield "not finite", bad | {"x": np.where(np.arange(100) == 3, np.nan, bad["x"]).astype(np.float32)}

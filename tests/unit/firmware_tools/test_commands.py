@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_client.bundle import open_bundle
+from examples.models.autoencoder import autoencoder
 from firmware_tools.commands import bundle
 
 
@@ -53,6 +54,25 @@ def test_normalisation_comes_from_text_or_file(model, tmp_path):
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert open_bundle(tmp_path / "a").manifest.data.shape == (12,)
+
+
+def test_the_loss_and_its_options_are_shown(model, tmp_path):
+    """--loss, --class-weights and --threshold-share reach the manifest, and inspect says what samples need."""
+    weighted, detector = tmp_path / "w", tmp_path / "d"
+    run("build", model, "--out", weighted, "--loss", "bce_with_logits", "--class-weights", "1,2.5,1,1")
+    onnx.save(autoencoder(), tmp_path / "a.onnx")
+    run("build", tmp_path / "a.onnx", "--out", detector, "--loss", "reconstruction", "--threshold-share", 0.9)
+    wrong = run("build", model, "--out", tmp_path / "x", "--class-weights", "1,2")
+    typo = run("build", model, "--out", tmp_path / "x", "--class-weights", "1;2")
+
+    assert open_bundle(weighted).manifest.class_weights == (1.0, 2.5, 1.0, 1.0)
+    assert "with 4 labels" in run("inspect", weighted).output
+    assert "bce_with_logits weighted 1, 2.5, 1, 1" in run("inspect", weighted).output
+    assert "with no labels" in run("inspect", detector).output
+    assert "threshold over 0.9 of the samples" in run("inspect", detector).output
+    assert (wrong.exit_code, "2 class weights for the model's 4 logits" in wrong.output) == (1, True)
+    assert (typo.exit_code, "not a list of numbers" in typo.output) == (2, True)
+    assert not (tmp_path / "x").exists()
 
 
 def test_refusal_is_one_line_and_exit_code_1(model, tmp_path):

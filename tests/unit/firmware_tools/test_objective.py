@@ -281,3 +281,40 @@ def test_a_closing_activation_that_the_loss_does_not_bring_stays():
     infer = onnx.load_from_string(compile_training(dense(2, closing="Sigmoid"), loss="mse").members[INFER])
 
     assert [n.op_type for n in infer.graph.node if "prediction" in n.output] == ["Sigmoid"]
+
+
+@pytest.mark.parametrize(("loss", "weights"), [("bce_with_logits", (1.0, 3.0, 0.5)), ("bce_with_logits", ()),
+                                               ("mse", ()), ("reconstruction", ())])  # fmt: skip
+def test_twenty_steps_are_pytorchs(tmp_path, loss, weights):
+    """Whole training of each loss: parameters after 20 steps of SGD equal PyTorch's to 1e-4, norm-relative."""
+    torch = pytest.importorskip("torch")
+    outputs = FEATURES if loss == "reconstruction" else 3
+    x = samples(160)
+    y = {"bce_with_logits": (x[:, :3] > 0).astype(np.uint8), "mse": x[:, 3:6] * 2, "reconstruction": None}[
+        loss
+    ]
+    session = opened(tmp_path, dense(outputs), loss=loss, class_weights=weights, optimizer="sgd")
+    first, last = torch.nn.Linear(FEATURES, 16), torch.nn.Linear(16, outputs)
+    net = torch.nn.Sequential(first, torch.nn.ReLU(), last)
+    names = ("first.weight", "first.bias", "last.weight", "last.bias")
+    net.load_state_dict(
+        dict(zip(net.state_dict(), (torch.tensor(session.params[n]) for n in names), strict=True))
+    )
+    descent = torch.optim.SGD(net.parameters(), lr=0.1)
+    weigh = torch.tensor(weights) if weights else None
+    measure = (
+        torch.nn.BCEWithLogitsLoss(pos_weight=weigh) if loss == "bce_with_logits" else torch.nn.MSELoss()
+    )
+    for start in range(0, 160, 8):
+        rows = slice(start, start + 8)
+        target = x[rows] if y is None else y[rows]
+        wanted = measure(net(torch.tensor(x[rows])), torch.tensor(target, dtype=torch.float32))
+        descent.zero_grad()
+        wanted.backward()
+        descent.step()
+        got = session.step(x[rows], None if y is None else y[rows], 0.1)
+        assert got == pytest.approx(wanted.item(), rel=1e-4)
+
+    for name, tensor in zip(names, net.parameters(), strict=True):
+        off = np.linalg.norm(session.params[name] - tensor.detach().numpy())
+        assert off <= 1e-4 * np.linalg.norm(tensor.detach().numpy())
