@@ -67,27 +67,39 @@ def expand(graph: Graph, shapes: dict[str, Shape], output: str, wanted: Sequence
 def _total(graph: Graph, parts: list[str]) -> str:
     """Sum of a tensor's partial gradients, empty without any; `parts` becomes the one name of the sum.
 
-    A weight that is used at every step of a sequence gets one product over all steps instead of a sum of small
-    ones.
+    A weight or bias that is used at every step of a sequence gets one product or sum over all steps instead of a
+    sum of small ones.
     """
     if len(parts) > 2:
         makers = {node.output[0]: node for node in graph.nodes}
-        products = [makers.get(part) for part in parts]
-        if all(_is_plain_product(node) for node in products):
-            left, right = ([n.input[i] for n in products if n] for i in (0, 1))
-            operands = (graph.add("Concat", *side, axis=0) for side in (left, right))
+        # Forwards in time, as the gradients of the inputs of all steps are joined too: the runtime does it once.
+        found = [makers[part] for part in reversed(parts) if part in makers]
+        if len(found) == len(parts) and all(_is_plain_product(node) for node in found):
+            operands = (graph.add("Concat", *(n.input[i] for n in found), axis=0) for i in (0, 1))
             parts[:] = [graph.add("Gemm", *operands, transA=1)]
+        elif len(found) == len(parts) and all(_is_row_sum(graph, node) for node in found):
+            rows = graph.add("Concat", *(n.input[0] for n in found), axis=0)
+            parts[:] = [graph.add("ReduceSum", rows, graph.ints(0), keepdims=0)]
     if len(parts) > 1:
         parts[:] = [graph.add("Sum", *parts)]
     return parts[0] if parts else ""
 
 
-def _is_plain_product(node: NodeProto | None) -> bool:
+def _is_plain_product(node: NodeProto) -> bool:
     """Whether a node is A' B and nothing more."""
-    if node is None or node.op_type != "Gemm" or len(node.input) != 2:
+    if node.op_type != "Gemm" or len(node.input) != 2:
         return False
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     return (given.get("alpha", 1.0), given.get("transA", 0), given.get("transB", 0)) == (1.0, 1, 0)
+
+
+def _is_row_sum(graph: Graph, node: NodeProto) -> bool:
+    """Whether a node sums over the first axis and drops it."""
+    if node.op_type != "ReduceSum" or len(node.input) != 2:
+        return False
+    dropped = any(a.name == "keepdims" and helper.get_attribute_value(a) == 0 for a in node.attribute)
+    axes = graph.constants.get(node.input[1])
+    return dropped and axes is not None and axes.tolist() == [0]
 
 
 def reached(graph: Graph, wanted: Iterable[str]) -> set[str]:
