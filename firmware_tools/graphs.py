@@ -7,6 +7,7 @@ import onnx
 from edge_client.bundle import OptimizerSpec
 from firmware_tools.autodiff import differentiate
 from firmware_tools.autodiff.graph import FLOAT, Shape, value_info
+from firmware_tools.autodiff.reverse import lower
 from firmware_tools.autodiff.simplify import simplified
 from firmware_tools.errors import CompileError, OptionError
 from firmware_tools.forward import Forward
@@ -31,6 +32,7 @@ def train_graph(
             raise OptionError(
                 f"trainable tensor {parameter!r} has no differentiable influence on the {objective.output}"
             )
+    lower(graph, shapes)
     graph.nodes = simplified(graph.nodes)
     append_update(graph, spec, shapes, gradients)
     for statistic, value in forward.carried.items():

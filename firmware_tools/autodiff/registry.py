@@ -96,7 +96,9 @@ class Call:
 Rule = Callable[[Call], Gradients]
 Expansion = Callable[[Call], None]
 RULES: dict[str, Rule] = {}
+Lowering = Callable[[Call], bool]
 EXPANSIONS: dict[str, Expansion] = {}
+LOWERINGS: dict[str, Lowering] = {}
 SETTINGS: dict[str, frozenset[int]] = {}  # inputs that say how an operator works and are never trained
 EVERY_OUTPUT: set[str] = set()  # operators whose rule takes the gradients of all outputs
 
@@ -133,6 +135,19 @@ def expansion(*op_types: str) -> Callable[[Expansion], Expansion]:
     def register(expand: Expansion) -> Expansion:
         EXPANSIONS.update(dict.fromkeys(op_types, expand))
         return expand
+
+    return register
+
+
+def lowering(*op_types: str) -> Callable[[Lowering], Lowering]:
+    """Register a function that writes a faster form of a node once its gradient has been taken.
+
+    It appends nodes to `Call.graph` that compute the node's outputs under their own names, or returns False.
+    """
+
+    def register(lower: Lowering) -> Lowering:
+        LOWERINGS.update(dict.fromkeys(op_types, lower))
+        return lower
 
     return register
 

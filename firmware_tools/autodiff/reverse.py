@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 from onnx import NodeProto, TensorProto, defs, helper
 
 from firmware_tools.autodiff.graph import Graph, Shape, needed, shapes_of
-from firmware_tools.autodiff.registry import EVERY_OUTPUT, EXPANSIONS, RULES, SETTINGS, Call, supported
+from firmware_tools.autodiff.registry import (
+    EVERY_OUTPUT,
+    EXPANSIONS,
+    LOWERINGS,
+    RULES,
+    SETTINGS,
+    Call,
+    supported,
+)
 from firmware_tools.errors import NotDifferentiable
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -43,6 +51,16 @@ def differentiate(
             if wanting and part is not None:
                 parts.setdefault(name, []).append(part)
     return {name: _total(graph, parts[name]) for name in wanted if name in parts}
+
+
+def lower(graph: Graph, shapes: dict[str, Shape]) -> None:
+    """Replace nodes that have a faster form, once their gradients have been taken; `shapes` are the model's."""
+    nodes, graph.nodes = graph.nodes, []
+    for node in nodes:
+        lower = LOWERINGS.get(node.op_type)
+        known = shapes.keys() >= {*node.input[:2], *node.output}
+        if not (lower and known and lower(Call(graph, node, (), (), shapes))):
+            graph.nodes.append(node)
 
 
 def expand(graph: Graph, shapes: dict[str, Shape], output: str, wanted: Sequence[str]) -> dict[str, Shape]:

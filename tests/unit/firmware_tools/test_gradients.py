@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from firmware_tools.autodiff import Graph, differentiate, supported, table
 from firmware_tools.autodiff.graph import needed, shapes_of
+from firmware_tools.autodiff.reverse import lower
 from firmware_tools.errors import NotDifferentiable
 
 
@@ -23,6 +24,34 @@ def test_gradient_agrees_with_finite_differences(spec):
 def test_frozen_operands_get_no_gradient(spec):
     """With all operands but one frozen, that one's gradient is unchanged and no other is built."""
     check_alone(spec)
+
+
+DEPTHWISE = [
+    ((3, 25, 5), (3, 3), {"pads": [1, 1, 1, 1]}),
+    ((2, 12, 7), (3, 2), {"strides": [2, 3], "pads": [1, 0, 2, 1]}),
+    ((2, 13, 9), (2, 3), {"dilations": [3, 2], "pads": [0, 3, 4, 1]}),
+    ((4, 7, 6), (7, 6), {}),
+    ((2, 9, 1), (4, 1), {"auto_pad": "SAME_UPPER"}),
+]
+
+
+@pytest.mark.parametrize(("sample", "kernel", "attributes"), DEPTHWISE)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_narrow_depthwise_convolution_is_lowered_without_a_change(sample, kernel, attributes, bias):
+    """What a training graph computes in the place of such a convolution is the convolution."""
+    rng = np.random.default_rng(0)
+    channels = sample[0]
+    shapes = {"x": (B, *sample), "w": (channels, 1, *kernel)} | ({"b": (channels,)} if bias else {})
+    feeds = {k: rng.standard_normal([3 if e == B else e for e in s]) for k, s in shapes.items()}
+    plain, fast = Graph(18), Graph(18)
+    for graph in (plain, fast):
+        graph.add("Conv", *shapes, output="y", group=channels, **attributes)
+    known = shapes_of(fast, shapes, ["y"])
+    lower(fast, known)
+    (want,), (got,) = (run(graph, feeds, known, ["y"]) for graph in (plain, fast))
+
+    assert "Conv" not in {node.op_type for node in fast.nodes}
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_every_rule_is_in_the_table():
