@@ -28,12 +28,13 @@ def reason(end: EndSpec, smoothed: Sequence[Metrics | None], *, version: int, ag
     newest = next((figures for figures in reversed(smoothed) if figures is not None), None)
     if newest is None:
         return None
-    if end.target_accuracy is not None and (newest.accuracy or 0.0) >= end.target_accuracy:
-        return f"reached its target accuracy of {end.target_accuracy:g} with {newest.accuracy:.4f}"
+    accuracy = newest.accuracy
+    if end.target_accuracy is not None and accuracy is not None and accuracy >= end.target_accuracy:
+        return f"reached its target accuracy of {end.target_accuracy:g} with {accuracy:.4f}"
     if end.target_loss is not None and newest.loss <= end.target_loss:
         return f"reached its target loss of {end.target_loss:g} with {newest.loss:.6g}"
     scores = [None if figures is None else score(figures) for figures in smoothed]
     if end.patience is not None and plateaued(scores, end.patience):
-        what = "lower hold-out loss" if newest.accuracy is None else "better hold-out accuracy"
+        what = "lower hold-out loss" if accuracy is None else "better hold-out accuracy"
         return f"no {what} for {end.patience} versions"
     return None

@@ -21,11 +21,14 @@ def mismatch(have: DataSchema, want: DataSchema, *, who: str = "the job wants") 
 
 
 def undeclared(found: DataSchema, declared: DataSchema) -> str:
-    """Why a file is not what its configuration declares; fewer classes than declared are fine."""
+    """Why a file is not what its configuration declares; fewer classes than declared are fine.
+
+    The largest label of a file is a value of the data, so it is not said (I8).
+    """
     if found.target != "class" or declared.target != "class":
         return mismatch(found, declared, who="the configuration declares")
     if found.n_classes > declared.n_classes:
-        return f"labels go up to class {found.n_classes - 1}, the configuration declares {declared.n_classes} classes"
+        return f"a label is beyond the {declared.n_classes} classes that the configuration declares"
     same_classes = DataSchema(found.shape, declared.n_classes)
     return mismatch(same_classes, declared, who="the configuration declares")
 

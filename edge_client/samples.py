@@ -78,19 +78,22 @@ def check(samples: Samples, schema: DataSchema) -> None:
         raise DataError(
             "schema_mismatch", f"samples are {list(have.shape)} in the data, {list(want.shape)} in the job"
         )
-    for i, (ours, theirs) in enumerate(zip(have.shape, want.shape, strict=True)):
-        if ours != theirs:
+    for i, (extent, wanted) in enumerate(zip(have.shape, want.shape, strict=True)):
+        if extent != wanted:
             name = f" ({want.axes[i]})" if i < len(want.axes) else ""
-            raise DataError("schema_mismatch", f"axis {i}{name} is {ours} in the data, {theirs} in the job")
-    fits = (have.target, have.target_shape) == (want.target, want.target_shape)
-    if want.target == "class":  # a file need not hold every class
-        fits = fits and have.n_classes <= want.n_classes
-    else:
-        fits = fits and have.n_classes == want.n_classes
-    if want.target != "none" and not fits:
-        raise DataError(
-            "schema_mismatch", f"samples have {have.labelling} in the data, {want.labelling} in the job"
-        )
+            raise DataError("schema_mismatch", f"axis {i}{name} is {extent} in the data, {wanted} in the job")
+    if want.target == "none":
+        return
+    if (
+        have.target == want.target == "class"
+    ):  # a file need not hold every class, and its largest is a value of it
+        if have.n_classes > want.n_classes:
+            raise DataError("schema_mismatch", f"a label is beyond the job's {want.n_classes} classes")
+        return
+    ours, theirs = ((s.target, s.n_classes, s.target_shape) for s in (have, want))
+    if ours != theirs:
+        found = "classes" if have.target == "class" else have.labelling
+        raise DataError("schema_mismatch", f"samples have {found} in the data, {want.labelling} in the job")
 
 
 def _labels(arrays: dict[str, npt.NDArray[np.generic]], source: DataSource) -> Targets:

@@ -36,8 +36,10 @@ def test_the_reason_names_both_sides(have, want, why):
 
 
 def test_a_file_is_what_its_configuration_declares():
-    """Fewer classes than declared are fine; another number of labels or another kind is not."""
+    """I8: fewer classes than declared are fine, more are not, but the largest label is a value and is not said."""
     assert undeclared(DataSchema((4,), 2), KINDS["class"]) == ""
-    assert "go up to class 3" in undeclared(DataSchema((4,), 4), KINDS["class"])
+    assert undeclared(DataSchema((4,), 99), KINDS["class"]) == (
+        "a label is beyond the 3 classes that the configuration declares"
+    )
     assert "the configuration declares 3" in undeclared(DataSchema((4,), 2, target="labels"), KINDS["labels"])
     assert undeclared(KINDS["none"], KINDS["none"]) == ""
