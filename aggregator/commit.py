@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from aggregator.fold import Fold
-from aggregator.spec import FRACTION_BITS
 from edge_client.wire.grid import GRID_MAX, Grid
+from edge_client.wire.limits import FRACTION_BITS
 
 
 def commit(

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.spec import FRACTION_BITS
+from edge_client.wire.limits import FRACTION_BITS
 from edge_client.wire.sparse import Update
 
 Weighting = Literal["uniform", "samples"]
@@ -31,7 +31,7 @@ class Fold:
 
     def __init__(self, sizes: Sequence[int], weighting: Weighting) -> None:
         """`sizes` are those of all tensors of the model's table, statistics at its end included."""
-        self._offsets = [int(offset) for offset in np.cumsum([0, *sizes])]
+        self._offsets = np.cumsum([0, *sizes], dtype=np.int64)
         self._weighting = weighting
         self.buckets: dict[int, Bucket] = {}
 
@@ -49,13 +49,10 @@ class Fold:
         """Add one update to the bucket of its base version."""
         bucket = self.buckets.get(update.base_version)
         if bucket is None:
-            bucket = Bucket(np.zeros(self._offsets[-1], dtype=np.int64))
+            bucket = Bucket(np.zeros(int(self._offsets[-1]), dtype=np.int64))
             self.buckets[update.base_version] = bucket
         weight = max(1, update.n_samples) if self._weighting == "samples" else 1
-        for tensor, start in zip(update.tensors, self._offsets, strict=False):
-            value = int(tensor.scale * 2**FRACTION_BITS) * weight
-            # Indices of a tensor are distinct, so a plain indexed addition reaches each value once.
-            bucket.sums[tensor.indices + start] += np.where(tensor.negative, -value, value)
+        update.weights.add_to(bucket.sums, self._offsets, weight)
         if len(update.statistics):
             exact = np.ldexp(update.statistics.astype(np.float64), FRACTION_BITS).astype(np.int64)
             bucket.sums[-len(exact) :] += exact * weight

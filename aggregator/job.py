@@ -14,13 +14,13 @@ from aggregator.fold import Fold
 from aggregator.history import History
 from aggregator.holdout import Holdout
 from aggregator.leases import Lease, Leases, Waiting
-from aggregator.spec import FRACTION_BITS, JobSpec
+from aggregator.spec import JobSpec
 from aggregator.versions import VersionManifest, reference
 from edge_client.bundle import Manifest
 from edge_client.wire import grid, sparse
 from edge_client.wire.grid import Grid
-from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
-from edge_client.wire.messages import Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
+from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
+from edge_client.wire.messages import CODECS, Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
 
 VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
 
@@ -214,8 +214,9 @@ class Job:
         )
 
     def frame_bytes_max(self) -> int:
-        """An upper bound of this job's update frames: every value sent, at a few bits more than dense needs."""
-        return PACKET_OVERHEAD_BYTES + 16 * len(self.bundle.tensors) + 2 * sum(self.bundle.sizes)
+        """An upper bound of this job's update frames: every value sent, in the largest form of its codec."""
+        value_bytes = 4 if self.spec.training.codec == "dense-fp32" else 2
+        return PACKET_OVERHEAD_BYTES + 16 * len(self.bundle.tensors) + value_bytes * sum(self.bundle.sizes)
 
     def memo(self, cursor: dict[int, int]) -> JobMemo:
         """What a restart at `cursor` needs besides the manifests."""
@@ -255,6 +256,7 @@ class Job:
                 learning_rate=training.learning_rate or self.bundle.learning_rate,
                 density=training.density,
                 norm_max=self.spec.norm_max,
+                codec=training.codec if training.codec in ask.codecs else CODECS[0],
                 seed=zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode()),
             ),
             lease_s=self.spec.lease_s,

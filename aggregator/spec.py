@@ -9,11 +9,8 @@ from aggregator.errors import RefusedError
 from edge_client.bundle import Manifest
 from edge_client.wire import topics
 from edge_client.wire.errors import LocalWireError
-from edge_client.wire.limits import HALF_MAX, SAMPLES_MAX
-
-FRACTION_BITS = (
-    24  # of the fold's fixed point: the smallest float16 is 2**-24; here, where its range is proved
-)
+from edge_client.wire.limits import FRACTION_BITS, HALF_MAX, SAMPLES_MAX
+from edge_client.wire.messages import CODECS
 
 LOSS_MAX = 1e30  # far above any loss of float32 that still means something
 
@@ -30,12 +27,16 @@ UNSUPPORTED_STRATEGIES = ("fedavg", "fedasync", "calibrated", "fadas")
 
 
 class TrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Local training; None takes the bundle's value."""
+    """Local training; None takes the bundle's value.
+
+    `codec` is how updates travel; a device that does not speak it sends ternary ones.
+    """
 
     steps: int = 20
     batch_size: int | None = None
     learning_rate: float | None = None
     density: float = 0.05
+    codec: str = CODECS[0]
 
 
 class EndSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,6 +139,8 @@ def check(spec: JobSpec) -> None:
     for name, value, low, high in bounds:
         if value is not None and not low <= value <= high:
             raise RefusedError("bad_spec", f"{name} is {value}; it must be from {low:g} to {high:g}")
+    if training.codec not in CODECS:
+        raise RefusedError("bad_spec", f"training.codec is {training.codec!r}; known: {', '.join(CODECS)}")
     _check_sums(spec, spec.norm_max, "norm_max", "norm_max or buffer_size")
 
 

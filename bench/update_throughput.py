@@ -31,6 +31,7 @@ from edge_client.bundle import PARAMS
 from edge_client.wire import grid, messages, sparse, topics
 from edge_client.wire.messages import Receipt
 from edge_client.wire.topics import Uid
+from edge_client.wire.weights import Sparse, SparseTensor
 from firmware_tools import compile_training
 from firmware_tools.zoo import cnn1d
 
@@ -59,8 +60,8 @@ def template(seq: int, model: Frames) -> bytes:
     for size in model.sizes:
         k = max(1, round(size * DENSITY))
         indices = np.sort(rng.choice(size, k, replace=False)).astype(np.int64)
-        tensors.append(sparse.SparseTensor(indices, rng.random(k) < 0.5, 0.01))
-    return sparse.encode(sparse.Update(0, model.base_hash, 0, 50, tuple(tensors)))
+        tensors.append(SparseTensor(indices, rng.random(k) < 0.5, 0.01))
+    return sparse.encode(sparse.Update(0, model.base_hash, 0, 50, Sparse.of(tensors)), model.sizes)
 
 
 def named(frame: bytes, uid: Uid) -> bytes:

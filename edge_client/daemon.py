@@ -31,7 +31,7 @@ from edge_client.transport import Acked, Down, Identity, Received, Refused, Tran
 from edge_client.uplink import Uplink
 from edge_client.wire import chunks, messages, topics
 from edge_client.wire.errors import LocalWireError, RemoteWireError
-from edge_client.wire.messages import CODEC_TERNARY, PROTOCOL, DatasetInfo, DeviceInfo, DeviceState
+from edge_client.wire.messages import CODECS, PROTOCOL, DatasetInfo, DeviceInfo, DeviceState
 from edge_client.work import Work
 
 WAIT_MAX_S = 60.0  # a timer computed wrongly delays the device at most this long
@@ -275,7 +275,7 @@ class Daemon:
             protocol=PROTOCOL,
             arch=platform.machine(),
             runtime=f"onnxruntime {_installed('onnxruntime')}",
-            codecs=(CODEC_TERNARY,),
+            codecs=CODECS,
             datasets=tuple(self._info[name] for name in sorted(self._info)),
         )
         self._transport.publish(topics.info(self._config.device.id), messages.encode(info), retain=True)

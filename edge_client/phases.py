@@ -12,7 +12,7 @@ from edge_client.job import Device, Job, Phase, blobs
 from edge_client.matching import mismatch
 from edge_client.trainer_protocol import Failed, Progress, Trained
 from edge_client.wire import topics
-from edge_client.wire.messages import Ask, Assignment, DatasetInfo, Offer
+from edge_client.wire.messages import CODECS, Ask, Assignment, DatasetInfo, Offer
 
 JOBS_MAX = 16  # jobs one device serves at a time: each holds a model, a residual and perhaps an update
 BACKOFF_S = 15.0  # first wait after a failed participation; doubles
@@ -118,7 +118,7 @@ def repeat(device: Device, job: Job, event: Any, now: float) -> None:
     if device.connected and isinstance(info, DatasetInfo):
         if isinstance(event, ev.Connected):
             restate(device, job, event, now)
-        message = Ask(job.name, job.ask, info.n_samples, job.held)
+        message = Ask(job.name, job.ask, info.n_samples, job.held, CODECS)
         device.actions.append(ev.Publish(topics.ask(device.name), message))
 
 

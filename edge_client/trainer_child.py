@@ -38,7 +38,7 @@ from edge_client.training import DivergedError, Floats, TrainingSession, initial
 from edge_client.wire import grid, sparse
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.limits import FRAME_BYTES_MAX
-from edge_client.wire.messages import DataSchema, Evaluation, Metrics
+from edge_client.wire.messages import CODECS, DataSchema, Evaluation, Metrics
 from edge_client.wire.topics import Uid
 
 PROGRESS_INTERVAL_S = 0.5
@@ -108,6 +108,8 @@ class Child:
         manifest = session.bundle.manifest
         if _unnamed(manifest.data) != _unnamed(task.data):
             raise TaskError("schema_mismatch", "the bundle was compiled for other samples than the job's")
+        if task.plan.codec not in CODECS:
+            raise TaskError("unknown_codec", f"this device does not speak the codec {task.plan.codec!r}")
         base = _model(task, session)
         data = self._samples(task.source)
         samples.check(data, task.data)
@@ -129,19 +131,21 @@ class Child:
         if not all(np.isfinite(d).all() for d in delta):
             raise TaskError("diverged", "a parameter is not finite after training")
         edge = len(manifest.tensors)
-        result = compress(delta[:edge], task.residual, task.plan.density, task.plan.norm_max)
+        plan = task.plan
+        result = compress(delta[:edge], task.residual, plan.density, plan.norm_max, plan.codec)
         update = sparse.Update(
             task.version,
             bytes.fromhex(task.version_hash),
             Uid.parse(task.uid).tag,
             len(data.train),
-            result.tensors,
+            result.weights,
             halved(delta[edge:]),
         )
         evaluation = Evaluation(
             task.version, before, after, task.plan.steps, round(train_s, 3), session.memory_bytes
         )
-        return Trained(sparse.encode(update), result.residual_accepted, result.residual_kept, evaluation)
+        frame = sparse.encode(update, [t.size for t in manifest.tensors], result.codec)
+        return Trained(frame, result.residual_accepted, result.residual_kept, evaluation)
 
     def _steps(self, session: TrainingSession, data: Samples, task: TrainTask) -> None:
         plan = task.plan

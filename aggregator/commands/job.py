@@ -13,6 +13,7 @@ from rich.table import Table
 from aggregator.client import Api, ApiError
 from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
 from aggregator.spec import EndSpec, TrainingSpec
+from edge_client.wire.messages import CODECS
 
 WATCH_INTERVAL_S = 1.0
 
@@ -38,6 +39,7 @@ def job() -> None:
 @click.option("--steps", type=int, help="Local optimiser steps of one update.")
 @click.option("--learning-rate", type=float, help="Local learning rate; the bundle's unless given.")
 @click.option("--density", type=float, help="Share of parameters an update carries.")
+@click.option("--codec", type=click.Choice(CODECS), help="How updates travel; ternary unless named.")
 @click.option("--versions", "versions_max", type=int, help="End after so many versions.")
 @click.option("--deadline", "deadline_s", type=float, help="End after so many seconds.")
 @click.option("--target-accuracy", type=float, help="End at this accuracy on the devices' hold-outs.")

@@ -12,7 +12,8 @@ from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import JSON_BYTES_MAX
 
 PROTOCOL = 1
-CODEC_TERNARY = "ternary-rice"
+# Codecs of updates by name (wire/sparse.py); whoever names none speaks the first.
+CODECS = ("ternary", "q4", "q8", "sign", "dense-fp16", "dense-fp32")
 Target = Literal["class", "labels", "values", "none"]
 
 
@@ -102,7 +103,7 @@ class Ask(Message, frozen=True):
     ask: int
     n_samples: int
     holds: int | None = None  # version of the model the device already has
-    codecs: tuple[str, ...] = (CODEC_TERNARY,)
+    codecs: tuple[str, ...] = CODECS[:1]
 
 
 class TrainingPlan(Message, frozen=True):
@@ -114,6 +115,7 @@ class TrainingPlan(Message, frozen=True):
     density: float  # share of parameters an update carries, 0 < density <= 1
     norm_max: float  # L2 norm to which the device clips its update before compression
     seed: int = 0
+    codec: str = CODECS[0]
 
 
 class Assignment(Message, frozen=True):

@@ -23,6 +23,7 @@ from broker_bridge.ports import Entry, Ports, open_ports
 from edge_client.wire import messages, sparse, topics
 from edge_client.wire.messages import Receipt, ServiceState
 from edge_client.wire.topics import Uid
+from edge_client.wire.weights import Sparse, SparseTensor
 
 DEADLINE_S = 15.0
 EPOCH = "0123456789abcdef"
@@ -47,9 +48,9 @@ def update(
 ) -> bytes:
     """The frame of update `uid`, k values per tensor."""
     tensors = tuple(
-        sparse.SparseTensor(np.arange(min(k, s)), np.zeros(min(k, s), dtype=np.bool_), scale) for s in sizes
+        SparseTensor(np.arange(min(k, s)), np.zeros(min(k, s), dtype=np.bool_), scale) for s in sizes
     )
-    return sparse.encode(sparse.Update(base, HASH, uid.tag, 10, tensors))
+    return sparse.encode(sparse.Update(base, HASH, uid.tag, 10, Sparse.of(tensors)), sizes)
 
 
 class Device:

@@ -10,6 +10,7 @@ from broker_bridge import cells, records
 from broker_bridge.ports import Kind
 from edge_client.wire import chunks, frame, messages, sparse, topics
 from edge_client.wire.messages import Ask, BlobRequest, DeviceState, Evaluation, Metrics
+from edge_client.wire.weights import Sparse, SparseTensor
 
 CHUNK = 1024
 
@@ -30,8 +31,8 @@ def whole_update(uid):
     """An update that needs several chunks of CHUNK bytes."""
     rng = np.random.default_rng(uid.seq)
     indices = np.sort(rng.choice(60_000, 6000, replace=False)).astype(np.int64)
-    tensor = sparse.SparseTensor(indices, rng.random(6000) < 0.5, 0.01)
-    return sparse.encode(sparse.Update(7, bytes(8), uid.tag, 10, (tensor,)))
+    tensor = SparseTensor(indices, rng.random(6000) < 0.5, 0.01)
+    return sparse.encode(sparse.Update(7, bytes(8), uid.tag, 10, Sparse.of([tensor])), [60_000])
 
 
 def test_update_is_logged_once_and_answered_each_time(rig, tools):
@@ -55,12 +56,12 @@ def test_refusals_are_answered_counted_and_leave_the_model_alone(rig, tools):
     """
     device = rig.device("pi-2")
     two = np.array([0, 1])
-    infinite = sparse.SparseTensor(two, two > 0, float("inf"))
-    nan = sparse.SparseTensor(two, two > 0, float("nan"))
-    rest = sparse.SparseTensor(two, two > 0, 0.1)
+    infinite = SparseTensor(two, two > 0, float("inf"))
+    nan = SparseTensor(two, two > 0, float("nan"))
+    rest = SparseTensor(two, two > 0, 0.1)
 
     def with_tensor(uid, tensor, base_hash=bytes(8)):
-        return sparse.encode(sparse.Update(7, base_hash, uid.tag, 10, (tensor, rest)))
+        return sparse.encode(sparse.Update(7, base_hash, uid.tag, 10, Sparse.of([tensor, rest])), (400, 30))
 
     cases = [
         ("bad_crc", lambda uid: damaged(tools.update(uid), 30)),

@@ -127,11 +127,13 @@ def test_its_frame_decodes_to_nearly_the_same_update(answers, compiled):
 
     assert (there.base_version, there.base_hash, there.tag) == (here.base_version, here.base_hash, here.tag)
     assert there.n_samples == here.n_samples
-    assert [t.scale for t in there.tensors] == pytest.approx([t.scale for t in here.tensors], abs=U_TOLERANCE)
+    assert [t.scale for t in there.weights.tensors] == pytest.approx(
+        [t.scale for t in here.weights.tensors], abs=U_TOLERANCE
+    )
     places = [
         {
             (i, int(j), bool(s))
-            for i, t in enumerate(u.tensors)
+            for i, t in enumerate(u.weights.tensors)
             for j, s in zip(t.indices, t.negative, strict=True)
         }
         for u in (here, there)

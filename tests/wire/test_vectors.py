@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edge_client.wire import chunks, frame, grid, sparse
+from edge_client.wire.weights import Dense, Sparse, SparseTensor
 
 VECTORS = Path(__file__).parent / "vectors"
 SPEC = Path(__file__).parents[2] / "docs" / "wire.md"
@@ -20,38 +21,55 @@ def by_name(vector):
     return vector["name"]
 
 
+def weights_of(vector):
+    """The weights of a vector: every value, or kept ones by tensor."""
+    if "values" in vector:
+        return Dense(
+            np.array(vector["values"], dtype=vector["codec"].rpartition("-")[2].replace("fp", "float"))
+        )
+    return Sparse.of(
+        [
+            SparseTensor(
+                np.array(t["indices"], dtype=np.int64),
+                np.array(t["negative"], dtype=bool),
+                t["scale"],
+                np.array(t["levels"], dtype=np.int64) if "levels" in t else None,
+            )
+            for t in vector["tensors"]
+        ]
+    )
+
+
 @pytest.mark.parametrize("vector", load("updates"), ids=by_name)
 def test_updates_have_these_bytes(vector):
     """An update encodes to the vector's frame and decodes from it to the same values."""
-    tensors = tuple(
-        sparse.SparseTensor(
-            np.array(t["indices"], dtype=np.int64), np.array(t["negative"], dtype=bool), t["scale"]
-        )
-        for t in vector["tensors"]
-    )
-    update = sparse.Update(
-        vector["base_version"],
-        bytes.fromhex(vector["base_hash"]),
-        vector["tag"],
-        vector["n_samples"],
-        tensors,
-        np.array(vector.get("statistics", []), dtype=np.float16),
-    )
-    data = bytes.fromhex(vector["frame"])
+    head = vector["base_version"], bytes.fromhex(vector["base_hash"]), vector["tag"], vector["n_samples"]
+    observed = vector.get("statistics", [])
+    update = sparse.Update(*head, weights_of(vector), np.array(observed, dtype=np.float16))
+    own, data = vector["sizes"][: vector["weights"]], bytes.fromhex(vector["frame"])
 
-    assert sparse.encode(update) == data
-    decoded = sparse.decode(data, vector["sizes"], len(vector["sizes"]) - len(tensors))
-    assert decoded.statistics.tolist() == vector.get("statistics", [])
-    assert decoded.base_hash == update.base_hash
-    assert (decoded.base_version, decoded.tag, decoded.n_samples) == (
-        update.base_version,
-        update.tag,
-        update.n_samples,
-    )
-    for got, expected in zip(decoded.tensors, tensors, strict=True):
-        assert got.indices.tolist() == expected.indices.tolist()
-        assert got.negative.tolist() == expected.negative.tolist()
-        assert got.scale == expected.scale
+    assert sparse.encode(update, own, sparse.CODECS[vector["codec"]]) == data
+    decoded = sparse.decode(data, vector["sizes"], len(vector["sizes"]) - len(own))
+    assert (decoded.base_version, decoded.base_hash, decoded.tag, decoded.n_samples) == head
+    assert decoded.statistics.tolist() == observed
+    if isinstance(update.weights, Dense):
+        assert decoded.weights.values.tolist() == vector["values"]
+    else:
+        for got, expected in zip(decoded.weights.tensors, vector["tensors"], strict=True):
+            assert got.indices.tolist() == expected["indices"]
+            assert got.negative.tolist() == expected["negative"]
+            assert got.scale == expected["scale"]
+            levels = [1] * len(got.indices) if got.levels is None else got.levels.tolist()
+            assert levels == expected.get("levels", levels)
+
+
+def test_the_updates_cover_every_codec_and_edge():
+    """There is a vector for each codec's name, and one for each case that implementations get wrong."""
+    vectors = load("updates")
+
+    assert {v["codec"] for v in vectors} == set(sparse.CODECS)
+    edges = ("k = 0", "k = d", "d = 1", "all equal", "denormal", "largest gap", "statistics", "saturat")
+    assert [edge for edge in edges if not any(edge in v["name"] for v in vectors)] == []
 
 
 @pytest.mark.parametrize("vector", load("models"), ids=by_name)

@@ -15,8 +15,9 @@ from broker_bridge.ports import Kind
 from broker_bridge.ports.open import open_ports
 from broker_bridge.records import EvaluationRecord, EventRecord, UpdateRecord, encode
 from edge_client.wire import messages, topics
-from edge_client.wire.sparse import SparseTensor, Update
+from edge_client.wire.sparse import Update
 from edge_client.wire.sparse import encode as encode_update
+from edge_client.wire.weights import Sparse, SparseTensor
 from firmware_tools.compiler import compile_training
 from firmware_tools.layers import Net
 from firmware_tools.zoo import cnn1d
@@ -104,7 +105,8 @@ def make_frame(bundle, seed, base, base_hash):
         scale = float(np.float16(rng.uniform(0.001, 0.1))) if len(indices) else 0.0
         tensors.append(SparseTensor(indices, rng.random(len(indices)) < 0.5, scale))
     changes = rng.standard_normal(sum(t.size for t in bundle.statistics)).astype(np.float16)
-    return encode_update(Update(base, base_hash, seed, 10, tuple(tensors), changes))
+    update = Update(base, base_hash, seed, 10, Sparse.of(tensors), changes)
+    return encode_update(update, [t.size for t in bundle.tensors])
 
 
 @pytest.fixture(scope="session")

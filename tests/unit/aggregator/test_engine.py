@@ -14,7 +14,7 @@ from aggregator.versions import load_manifest, load_model
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, Kind
 from broker_bridge.records import RejectionRecord, UpdateRecord
-from edge_client.wire import sparse, topics
+from edge_client.wire import messages, sparse, topics
 from edge_client.wire.messages import (
     Assignment,
     DeviceState,
@@ -476,5 +476,20 @@ def test_a_job_whose_end_was_not_stored_is_still_running(drive, bundle):
 
         await site.engine.load()
         assert (await site.engine.end("job", "by a person")).state == "ended"
+
+    drive(body)
+
+
+def test_a_device_gets_the_jobs_codec_only_if_it_speaks_it(drive, bundle):
+    """The plan names the job's codec to a device that lists it, and ternary to one that does not."""
+
+    async def body(site):
+        await site.start_job(bundle, training={"codec": "q8"})
+        await site.say("new", "ask", messages.Ask("job", 1, 10, codecs=("ternary", "q8")))
+        await site.say("old", "ask", messages.Ask("job", 1, 10))
+        await site.step()
+        plans = [await site.down(topics.assign(name, "job"), Assignment) for name in ("new", "old")]
+
+        assert [a.plan.codec for a in plans] == ["q8", "ternary"]
 
     drive(body)

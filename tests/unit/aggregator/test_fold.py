@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from aggregator.commit import commit
 from aggregator.fold import Bucket, Fold
-from aggregator.spec import FRACTION_BITS
 from aggregator.staleness import polynomial
-from edge_client.wire.sparse import SparseTensor, Update
+from edge_client.wire.limits import FRACTION_BITS
+from edge_client.wire.sparse import Update
+from edge_client.wire.weights import Sparse, SparseTensor
 
 SIZES = (7, 1, 40)
 STEP_EXPS = (-16, -18, -15)
@@ -23,7 +24,7 @@ def make_update(seed, base=0, n_samples=1):
         indices = np.flatnonzero(rng.random(size) < 0.4).astype(np.int64)
         scale = float(np.float16(rng.lognormal(-4, 2))) if len(indices) else 0.0
         tensors.append(SparseTensor(indices, rng.random(len(indices)) < 0.5, scale))
-    return Update(base, b"\0" * 8, seed, n_samples, tuple(tensors))
+    return Update(base, b"\0" * 8, seed, n_samples, Sparse.of(tensors))
 
 
 def folded(updates, weighting="uniform"):
@@ -53,7 +54,7 @@ def test_sums_are_exact_for_every_float16():
     tensors = [SparseTensor(np.array([0]), np.array([False]), scale) for scale in scales]
     fold = Fold((1,), "uniform")
     for tensor in tensors:
-        fold.add(Update(0, b"\0" * 8, 1, 1, (tensor,)))
+        fold.add(Update(0, b"\0" * 8, 1, 1, Sparse.of([tensor])))
 
     assert fold.buckets[0].sums[0] == sum(int(scale * 2**FRACTION_BITS) for scale in scales)
     assert all(scale * 2**FRACTION_BITS == int(scale * 2**FRACTION_BITS) for scale in scales)
@@ -71,7 +72,7 @@ def test_no_delay_gives_fedavg_to_the_last_bit():
     for i, (values, step_exp) in enumerate(zip(grid, STEP_EXPS, strict=True)):
         exact = [0] * len(values)
         for update in updates:
-            tensor = update.tensors[i]
+            tensor = update.weights.tensors[i]
             unit = int(tensor.scale * 2**FRACTION_BITS) * update.n_samples
             for index, negative in zip(tensor.indices, tensor.negative, strict=True):
                 exact[index] += -unit if negative else unit
@@ -123,7 +124,7 @@ def test_grid_values_saturate_instead_of_wrapping():
     """I5: a step that would leave the 32-bit grid stops at its edge."""
     grid = (np.array([2**31 - 10], dtype=np.int32),)
     fold = Fold((1,), "uniform")
-    fold.add(Update(0, b"\0" * 8, 1, 1, (SparseTensor(np.array([0]), np.array([False]), 1.0),)))
+    fold.add(Update(0, b"\0" * 8, 1, 1, Sparse.of([SparseTensor(np.array([0]), np.array([False]), 1.0)])))
 
     result = commit(grid, (-20,), fold, {0: 1.0}, 1.0)
 

@@ -58,6 +58,7 @@ def test_a_typo_gets_the_nearest_field():
         ({"end": {"target_accuracy": 2}}, "end.target_accuracy"),
         ({"end": {"target_loss": -1}}, "end.target_loss"),
         ({"strategy": "best"}, "strategy"),
+        ({"training": {"codec": "zip"}}, "training.codec is 'zip'; known: ternary, q4"),
     ],
 )
 def test_a_bad_value_is_named(fields, word):

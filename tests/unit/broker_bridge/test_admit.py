@@ -12,6 +12,7 @@ from broker_bridge.records import EvaluationRecord, UpdateRecord
 from edge_client.wire import messages, sparse
 from edge_client.wire.messages import Evaluation, Metrics
 from edge_client.wire.topics import Uid
+from edge_client.wire.weights import Sparse, SparseTensor
 
 HASH = b"abcdefgh"
 SIZES = (100, 10)
@@ -23,13 +24,13 @@ GOOD = sparse.Update(
     HASH,
     UID.tag,
     10,
-    tuple(sparse.SparseTensor(np.array([0, 3]), np.array([True, False]), 0.5) for _ in SIZES),
+    Sparse.of([SparseTensor(np.array([0, 3]), np.array([True, False]), 0.5) for _ in SIZES]),
 )
 
 
 def judge(update=GOOD, *, job=JOB, version=VERSION, frame=None):
     """The verdict on an update that is good but for what is given."""
-    data = sparse.encode(update) if frame is None else frame
+    data = sparse.encode(update, SIZES) if frame is None else frame
     return admit_update(job, version, UID, data, wire_bytes=len(data) + 7, now=12.5)
 
 
@@ -43,10 +44,10 @@ def scaled(scale):
     """GOOD with this scale in its first tensor and nothing else."""
     one = np.array([0])
     tensors = (
-        sparse.SparseTensor(one, one > 0, scale),
-        sparse.SparseTensor(one[:0], one[:0] > 0, 0.0),
+        SparseTensor(one, one > 0, scale),
+        SparseTensor(one[:0], one[:0] > 0, 0.0),
     )
-    return changed(tensors=tensors)
+    return changed(weights=Sparse.of(tensors))
 
 
 def code(verdict):
@@ -67,7 +68,7 @@ def test_statistics_are_judged_with_the_weights():
 
 def test_good_update_is_accepted_as_it_came():
     """A good update becomes a record of its time, its very bytes and what it cost on the wire."""
-    data = sparse.encode(GOOD)
+    data = sparse.encode(GOOD, SIZES)
     assert judge() == Accept(UpdateRecord(12.5, data, len(data) + 7))
 
 
@@ -114,10 +115,10 @@ def test_garbage_is_refused_and_never_raises(data):
     assert code(judge(frame=data)) != ""
 
 
-@given(st.integers(0, len(sparse.encode(GOOD)) - 1), st.integers(1, 255))
+@given(st.integers(0, len(sparse.encode(GOOD, SIZES)) - 1), st.integers(1, 255))
 def test_any_damage_is_refused(position, flip):
     """I11: an update with any byte changed is not accepted."""
-    data = bytearray(sparse.encode(GOOD))
+    data = bytearray(sparse.encode(GOOD, SIZES))
     data[position] ^= flip
     assert code(judge(frame=bytes(data))) != ""
 

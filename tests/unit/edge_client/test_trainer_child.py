@@ -25,7 +25,7 @@ from edge_client.trainer_protocol import (
     receive_answer,
     send,
 )
-from edge_client.wire import grid, sparse
+from edge_client.wire import grid, messages, sparse
 from edge_client.wire.messages import TrainingPlan
 from edge_client.wire.topics import Uid
 from firmware_tools import compile_training
@@ -88,7 +88,7 @@ def test_training_gives_a_decodable_update_of_a_better_model(child, task, compil
         Uid.parse(UID).tag,
     )
     assert update.n_samples == 95
-    assert sum(len(t.indices) for t in update.tensors) <= round(0.1 * compiled.manifest.parameters)
+    assert sum(len(t.indices) for t in update.weights.tensors) <= round(0.1 * compiled.manifest.parameters)
     assert 0 < update.norm() <= task.plan.norm_max
     assert answer.evaluation.after.loss < answer.evaluation.before.loss
     assert answer.evaluation.before.n == 24
@@ -345,3 +345,22 @@ def test_divergence_is_reported_and_leaves_nothing_behind(child, task):
     assert failed.code == "diverged"
     assert re.match(r"step \d+ of 30: the loss is not finite; a smaller learning rate", failed.message)
     assert child.perform(task).frame == expected.frame
+
+
+@pytest.mark.parametrize("codec", messages.CODECS)
+def test_updates_travel_in_the_codec_of_the_plan(child, task, compiled, codec):
+    """Whatever the plan's codec, the frame decodes, has its codec byte, and the residual is what it left out."""
+    answer = child.perform(changed(task, plan=changed(task.plan, codec=codec)))
+    update = sparse.decode(answer.frame, compiled.manifest.sizes)
+
+    assert answer.frame[3] == sparse.CODECS[codec]
+    assert 0 < update.norm() <= task.plan.norm_max
+    accepted, kept = (np.frombuffer(r, "<f2") for r in (answer.residual_accepted, answer.residual_kept))
+    assert np.abs(accepted.astype(float)).sum() < np.abs(kept.astype(float)).sum()
+
+
+def test_a_codec_the_device_does_not_speak_fails_by_name(child, task):
+    """A plan with an unknown codec is no reason to train for nothing."""
+    answer = child.perform(changed(task, plan=changed(task.plan, codec="zip")))
+
+    assert (answer.code, "zip" in answer.message) == ("unknown_codec", True)

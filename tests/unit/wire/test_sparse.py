@@ -1,4 +1,4 @@
-"""The uplink codec: round trips, and bytes that are not an update."""
+"""The uplink codecs: round trips, and bytes that are not an update."""
 
 import zlib
 
@@ -7,79 +7,130 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.wire import frame, sparse
+from edge_client.wire import bits, frame, messages, sparse
 from edge_client.wire.errors import LocalWireError, RemoteWireError
-from edge_client.wire.sparse import SparseTensor, Update
+from edge_client.wire.limits import FRACTION_BITS
+from edge_client.wire.sparse import Codec, Update
+from edge_client.wire.weights import Dense, Sparse, SparseTensor
+
+WORDS = st.integers(0, 2**32 - 1)
+SIZES = (100, 4, 7)
 
 
 @st.composite
 def updates(draw):
-    """(update, sizes) with any densities, empty tensors included."""
-    sizes, tensors = draw(st.lists(st.integers(1, 400), min_size=1, max_size=6)), []
-    for size in sizes:
-        chosen = np.array(sorted(draw(st.sets(st.integers(0, size - 1), max_size=40))), dtype=np.int64)
-        negative = np.array(
-            draw(st.lists(st.booleans(), min_size=len(chosen), max_size=len(chosen))), dtype=bool
-        )
-        scale = draw(st.floats(0, 65504, width=16)) if len(chosen) else 0.0
-        tensors.append(SparseTensor(chosen, negative, scale))
-    words = st.integers(0, 2**32 - 1)
-    return (
-        Update(draw(words), draw(st.binary(min_size=8, max_size=8)), draw(words), draw(st.integers(0, 2**20)),
-               tuple(tensors)),
-        sizes,
-    )  # fmt: skip
+    """(update, sizes, number of statistics, codec) of any codec and densities, empty and full tensors included."""
+    sizes = draw(st.lists(st.integers(1, 400), min_size=1, max_size=6))
+    codec = draw(st.sampled_from(list(Codec)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    if codec in sparse.LEVEL_BITS:
+        weights = Sparse.of([kept(draw, rng, size, codec) for size in sizes])
+    else:
+        kind = np.float16 if codec is Codec.DENSE_FP16 else np.float32
+        weights = Dense(rng.standard_normal(sum(sizes)).astype(kind))
+    observed = draw(st.lists(st.integers(1, 5), max_size=2))
+    head = draw(WORDS), draw(st.binary(min_size=8, max_size=8)), draw(WORDS), draw(st.integers(0, 2**20))
+    changes = rng.standard_normal(sum(observed)).astype(np.float16)
+    return Update(*head, weights, changes), (*sizes, *observed), len(observed), codec
 
 
-def example():
-    tensors = (
-        SparseTensor(np.array([0, 5, 99]), np.array([True, False, True]), 0.5),
-        SparseTensor(np.array([], dtype=np.int64), np.array([], dtype=bool), 0.0),
-        SparseTensor(np.arange(7), np.zeros(7, dtype=bool), 2.0),
+def kept(draw, rng, size, codec):
+    count = draw(st.sampled_from([0, 1, size // 3, size]))
+    indices = np.sort(rng.choice(size, min(count, size), replace=False)).astype(np.int64)
+    levels = (
+        rng.integers(1, 2 ** sparse.LEVEL_BITS[codec] + 1, len(indices)) if sparse.LEVEL_BITS[codec] else None
     )
-    return Update(3, b"12345678", 9, 40, tensors), (100, 4, 7)
+    scale = draw(st.floats(0, 65504, width=16)) if len(indices) else 0.0
+    return SparseTensor(indices, rng.random(len(indices)) < 0.5, scale, levels)
 
 
-def sealed(body, kind=frame.Kind.UPDATE, codec=sparse.CODEC_TERNARY):
-    """A frame with a right CRC around any body."""
-    return frame.encode(kind, bytes(body), codec)
-
-
-@given(updates())
-def test_updates_round_trip(pair):
-    """Every field comes back; n_samples saturates."""
-    update, sizes = pair
-    got = sparse.decode(sparse.encode(update), sizes)
-
-    assert (got.base_version, got.base_hash, got.tag) == (update.base_version, update.base_hash, update.tag)
-    assert got.n_samples == min(update.n_samples, 65535)
-    for ours, theirs in zip(got.tensors, update.tensors, strict=True):
-        assert ours.indices.tolist() == theirs.indices.tolist()
-        assert ours.negative.tolist() == theirs.negative.tolist()
-        assert ours.scale == theirs.scale
-    assert got.norm() == update.norm()
+def example(codec=Codec.TERNARY):
+    """An update of three tensors: one sparse, one with nothing, one with everything."""
+    levels = [np.array([1, 2, 8]), np.zeros(0, np.int64), np.arange(1, 8)]
+    if codec is Codec.TERNARY:
+        levels = [None, None, None]
+    parts = (
+        SparseTensor(np.array([0, 5, 99]), np.array([True, False, True]), 0.5, levels[0]),
+        SparseTensor(np.array([], dtype=np.int64), np.array([], dtype=bool), 0.0, levels[1]),
+        SparseTensor(np.arange(7), np.zeros(7, dtype=bool), 2.0, levels[2]),
+    )
+    return Update(3, b"12345678", 9, 40, Sparse.of(parts))
 
 
 def observed():
     """An update of a model whose last two tensors are statistics of 2 and 1 values."""
-    update, sizes = example()
     changes = np.array([0.5, -65504.0, 2.0**-24], dtype=np.float16)
-    return (
-        Update(update.base_version, update.base_hash, update.tag, 40, update.tensors, changes),
-        (*sizes, 2, 1),
-    )
+    return Update(3, b"12345678", 9, 40, example().weights, changes), (*SIZES, 2, 1)
+
+
+def dense(kind=np.float16):
+    """An update that sends every value."""
+    return Update(3, b"12345678", 9, 40, Dense(np.linspace(-2, 2, sum(SIZES)).astype(kind)))
+
+
+ALL = [
+    (example(), Codec.TERNARY),
+    (example(Codec.Q4), Codec.Q4),
+    (example(Codec.Q4), Codec.Q8),
+    (dense(), Codec.DENSE_FP16),
+    (dense(np.float32), Codec.DENSE_FP32),
+]
+
+
+def sealed(body, kind=frame.Kind.UPDATE, codec=Codec.TERNARY):
+    """A frame with a right CRC around any body."""
+    return frame.encode(kind, bytes(body), codec)
+
+
+def same(one, other):
+    if isinstance(one, Dense):
+        return one.values.tolist() == other.values.tolist()
+    levels = [np.ones(w.kept) if w.levels is None else w.levels for w in (one, other)]
+    return all(
+        np.array_equal(getattr(one, n), getattr(other, n))
+        for n in ("counts", "scales", "indices", "negative")
+    ) and np.array_equal(*levels)
+
+
+@given(updates())
+def test_updates_round_trip(made):
+    """Every field of every codec comes back; n_samples saturates."""
+    update, sizes, statistics, codec = made
+    data = sparse.encode(update, sizes[: len(sizes) - statistics], codec)
+    got = sparse.decode(data, sizes, statistics)
+
+    assert (got.base_version, got.base_hash, got.tag) == (update.base_version, update.base_hash, update.tag)
+    assert got.n_samples == min(update.n_samples, 65535)
+    assert same(got.weights, update.weights)
+    assert got.statistics.tolist() == update.statistics.tolist()
+    assert got.norm() == update.norm()
+
+
+@given(updates(), st.integers(1, 65535))
+def test_what_is_folded_is_what_was_sent(made, weight):
+    """Sums in units of 2^-24 are exact for every codec, and equal to the dense values times the weight."""
+    update, sizes, statistics, _ = made
+    own = np.array(sizes[: len(sizes) - statistics])
+    sums = np.zeros(own.sum(), dtype=np.int64)
+    update.weights.add_to(sums, np.cumsum(own) - own, weight)
+    if isinstance(update.weights, Dense):
+        values = update.weights.values.astype(np.float64)
+    else:
+        tensors = zip(update.weights.tensors, own, strict=True)
+        values = np.concatenate([t.dense(n).astype(np.float64) for t, n in tensors])
+
+    assert sums.tolist() == [int(v) * weight for v in np.rint(np.ldexp(values, FRACTION_BITS))]
 
 
 def test_statistics_travel_dense_behind_the_weights():
     """Changes of statistics come back exactly as float16, two bytes each, and are no part of the norm."""
     update, sizes = observed()
-    data = sparse.encode(update)
-
+    data = sparse.encode(update, SIZES)
     got = sparse.decode(data, sizes, statistics=2)
 
     assert got.statistics.tolist() == update.statistics.tolist()
-    assert len(data) == len(sparse.encode(example()[0])) + 6
-    assert got.norm() == example()[0].norm()
+    assert len(data) == len(sparse.encode(example(), SIZES)) + 6
+    assert got.norm() == example().norm()
 
 
 def test_a_change_of_a_statistic_must_be_finite():
@@ -88,100 +139,116 @@ def test_a_change_of_a_statistic_must_be_finite():
     for bad in (np.inf, -np.inf, np.nan):
         update.statistics[1] = bad
         with pytest.raises(RemoteWireError) as caught:
-            sparse.decode(sparse.encode(update), sizes, statistics=2)
+            sparse.decode(sparse.encode(update, SIZES), sizes, statistics=2)
 
         assert caught.value.code == "not_finite"
 
 
 def test_statistics_a_model_does_not_have_are_refused():
     """I11: an update with more or fewer statistics than the model's table is no update of that model."""
-    (update, sizes), (plain, weights) = observed(), example()
+    update, sizes = observed()
     for data, table, count in (
-        (sparse.encode(update), weights, 0),
-        (sparse.encode(plain), sizes, 2),
-        (sparse.encode(update), (*weights, 2, 1, 9), 3),
+        (sparse.encode(update, SIZES), SIZES, 0),
+        (sparse.encode(example(), SIZES), sizes, 2),
+        (sparse.encode(update, SIZES), (*SIZES, 2, 1, 9), 3),
     ):
         with pytest.raises(RemoteWireError):
             sparse.decode(data, table, statistics=count)
 
 
-def test_dense_form_is_sign_times_scale():
+def test_dense_form_is_sign_times_level_times_scale():
     """Values lie at their indices, zeros elsewhere."""
-    tensor = example()[0].tensors[0]
-    dense = tensor.dense(100)
+    values = example().weights.tensors[0].dense(100)
+    stepped = example(Codec.Q4).weights.tensors[0].dense(100)
 
-    assert (dense[0], dense[5], dense[99], np.count_nonzero(dense)) == (-0.5, 0.5, -0.5, 3)
+    assert (values[0], values[5], values[99], np.count_nonzero(values)) == (-0.5, 0.5, -0.5, 3)
+    assert (stepped[0], stepped[5], stepped[99]) == (-0.5, 1.0, -4.0)
 
 
-def test_any_changed_byte_is_detected():
+@pytest.mark.parametrize(("update", "codec"), ALL, ids=lambda v: getattr(v, "name", ""))
+def test_any_changed_byte_is_detected(update, codec):
     """Each single-byte change of a frame is refused."""
-    update, sizes = example()
-    data = sparse.encode(update)
+    data = sparse.encode(update, SIZES, codec)
     for at in range(len(data)):
         for flip in (0x01, 0x80, 0xFF):
             broken = bytearray(data)
             broken[at] ^= flip
             with pytest.raises(RemoteWireError):
-                sparse.decode(bytes(broken), sizes)
+                sparse.decode(bytes(broken), SIZES)
 
 
-def test_any_truncation_is_detected():
+@pytest.mark.parametrize(("update", "codec"), ALL, ids=lambda v: getattr(v, "name", ""))
+def test_any_truncation_is_detected(update, codec):
     """Every proper prefix of a frame is refused, and so is every prefix of its body under a right CRC."""
-    for (update, sizes), count in ((example(), 0), (observed(), 2)):
-        data = sparse.encode(update)
-        _, _, body = frame.decode(data)
-        for end in range(len(data)):
-            with pytest.raises(RemoteWireError):
-                sparse.decode(data[:end], sizes, count)
-        for end in range(len(body)):
-            with pytest.raises(RemoteWireError):
-                sparse.decode(sealed(body[:end]), sizes, count)
+    data = sparse.encode(update, SIZES, codec)
+    _, _, body = frame.decode(data)
+    for end in range(len(data)):
+        with pytest.raises(RemoteWireError):
+            sparse.decode(data[:end], SIZES)
+    for end in range(len(body)):
+        with pytest.raises(RemoteWireError):
+            sparse.decode(sealed(body[:end], codec=codec), SIZES)
 
 
-@given(st.binary(max_size=300))
-def test_any_bytes_raise_only_the_wire_error(data):
+@given(st.binary(max_size=300), st.sampled_from([0, *Codec]))
+def test_any_bytes_raise_only_the_wire_error(data, codec):
     """Whatever arrives, bare or framed, decodes or is a RemoteWireError."""
-    for candidate in (data, sealed(data)):
+    for candidate in (data, sealed(data, codec=codec)):
         try:
-            sparse.decode(candidate, (100, 4, 7))
+            sparse.decode(candidate, SIZES)
         except RemoteWireError:
             continue
 
 
-@given(st.data())
-def test_hostile_bodies_raise_only_the_wire_error(data):
-    """A sound body with bytes replaced decodes to indices inside their tensors, or is a RemoteWireError."""
-    update, sizes = example()
-    body = bytearray(frame.decode(sparse.encode(update))[2])
+@given(st.data(), st.sampled_from(ALL))
+def test_hostile_bodies_raise_only_the_wire_error(data, pair):
+    """A sound body with bytes replaced decodes to finite values inside their tensors, or is a RemoteWireError."""
+    update, codec = pair
+    body = bytearray(frame.decode(sparse.encode(update, SIZES, codec))[2])
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     try:
-        got = sparse.decode(sealed(body), sizes)
+        got = sparse.decode(sealed(body, codec=codec), SIZES)
     except RemoteWireError:
         return
-    for tensor, size in zip(got.tensors, sizes, strict=True):
-        assert (np.diff(tensor.indices) > 0).all()
-        assert all(0 <= i < size for i in tensor.indices)
-        assert np.isfinite(tensor.scale)
+    assert np.isfinite(got.norm())
+    if isinstance(got.weights, Sparse):
+        for tensor, size in zip(got.weights.tensors, SIZES, strict=True):
+            assert (np.diff(tensor.indices) > 0).all()
+            assert all(0 <= i < size for i in tensor.indices)
 
 
-def with_table(*entries, tail=b""):
-    head = sparse._HEAD.pack(0, 0, bytes(8), 1, 1)
-    return sealed(head + b"".join(entries) + tail)
+def with_table(*entries, tail=b"", size=1, codec=Codec.TERNARY):
+    head = sparse._HEAD.pack(0, 0, bytes(8), 1, size)
+    return sealed(head + b"".join(entries) + tail, codec=codec)
+
+
+ONE = b"\x01\x00\x3c"  # one value, scale 1
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
         (with_table(b"\x05"), "bad_tensors"),  # 5 values for a tensor of 4
-        (with_table(b"\x01\x20\x00\x3c"), "bad_stream"),  # Rice parameter 32
-        (with_table(b"\x01\x00\x00\x7c"), "not_finite"),  # infinite scale
-        (with_table(b"\x01\x00\x00\xfc"), "not_finite"),
-        (with_table(b"\x01\x00\x00\x7e"), "not_finite"),  # NaN
-        (with_table(b"\x01\x00\x00\xbc"), "not_finite"),  # negative scale
+        (with_table(b"\x01\x00\x7c"), "not_finite"),  # infinite scale
+        (with_table(b"\x01\x00\xfc"), "not_finite"),
+        (with_table(b"\x01\x00\x7e"), "not_finite"),  # NaN
+        (with_table(b"\x01\x00\xbc"), "not_finite"),  # negative scale
         (with_table(b"\xff\xff\xff\xff\xff"), "bad_frame"),  # endless LEB128
-        (with_table(b"\x01\x1f\x00\x3c", tail=b"\x00" + b"\xff" * 4 + b"\x80"), "bad_index"),
-        (with_table(b"\x01\x00\x00\x3c", tail=b"\x00\x08"), "bad_index"),  # index 4 of 4
+        (with_table(b"\x01\x00"), "bad_frame"),  # half a scale
+        (with_table(ONE, tail=b"\x00\x08"), "bad_index"),  # index 4 of 4
+        (with_table(ONE, tail=b"\x00" + bytes(40) + b"\x80"), "bad_index"),  # a gap of 320
+        (with_table(b"\x02\x00\x3c", tail=b"\x00\x28"), "bad_index"),  # indices 2 and 4 of 4
+        (with_table(ONE, tail=b"\x01\x80"), "bad_stream"),  # padding of the signs that is not zero
+        (with_table(ONE, tail=b"\x00\xc0"), "bad_stream"),  # two codes where one was expected
+        (
+            with_table(b"\x04\x00\x3c", tail=b"\x00\x80"),
+            "bad_stream",
+        ),  # gaps of a tensor that sends everything
+        (with_table(ONE, tail=b"\x00", codec=Codec.Q4), "bad_stream"),  # no levels
+        (with_table(tail=bytes(7), codec=Codec.DENSE_FP16), "bad_stream"),  # 3.5 values of 4
+        (with_table(tail=bytes(6) + b"\x00\x7e", codec=Codec.DENSE_FP16), "not_finite"),
+        (with_table(tail=bytes(12) + b"\x00\x00\x80\x7f", codec=Codec.DENSE_FP32), "not_finite"),
         (sealed(b"", codec=9), "bad_codec"),
         (sealed(b"", kind=frame.Kind.DELTA), "bad_frame"),
         (sealed(b"short"), "bad_frame"),
@@ -197,24 +264,53 @@ def test_hostile_fields_have_their_codes(data, code):
 
 def test_another_tensor_table_is_bad_tensors():
     """An update for a model with more tensors is refused before its table is read."""
-    update, sizes = example()
     with pytest.raises(RemoteWireError) as caught:
-        sparse.decode(sparse.encode(update), (*sizes, 3))
+        sparse.decode(sparse.encode(example(), SIZES), (*SIZES, 3))
 
     assert caught.value.code == "bad_tensors"
 
 
 def test_local_mistakes_are_local_errors():
-    """Indices that do not increase and a hash of the wrong length never reach the wire."""
-    update, _ = example()
-    twice = SparseTensor(np.array([3, 3]), np.zeros(2, dtype=bool), 1.0)
-    for wrong in (Update(0, bytes(8), 0, 0, (twice,)), Update(0, b"short", 0, 0, update.tensors)):
+    """What the format cannot say never reaches the wire."""
+    one = example().weights
+    twice = Sparse.of([SparseTensor(np.array([3, 3]), np.zeros(2, dtype=bool), 1.0)])
+    high = Sparse.of([SparseTensor(np.array([3]), np.zeros(1, dtype=bool), 1.0, np.array([9]))])
+    for wrong, sizes, codec in (
+        (Update(0, bytes(8), 0, 0, twice), (9,), Codec.TERNARY),
+        (Update(0, b"short", 0, 0, one), SIZES, Codec.TERNARY),
+        (Update(0, bytes(8), 0, 0, one), (100, 4), Codec.TERNARY),
+        (Update(0, bytes(8), 0, 0, one), (100, 4, 6), Codec.TERNARY),
+        (Update(0, bytes(8), 0, 0, one), SIZES, Codec.DENSE_FP16),
+        (Update(0, bytes(8), 0, 0, high), (9,), Codec.Q4),
+        (dense(), (1, 2), Codec.DENSE_FP16),
+        (dense(), SIZES, Codec.TERNARY),
+    ):
         with pytest.raises(LocalWireError):
-            sparse.encode(wrong)
+            sparse.encode(wrong, sizes, codec)
+
+
+def test_header_and_table_are_small():
+    """An update costs 32 bytes beside its table and streams, and a tensor 4 bytes up to 16 383 values."""
+    empty = Update(0, bytes(8), 0, 0, Sparse.of([]))
+    count, size = 16383, 70_000
+    indices = np.arange(0, 4 * count, 4)
+    update = Update(0, bytes(8), 0, 0, Sparse.of([SparseTensor(indices, np.zeros(count, dtype=bool), 1.0)]))
+    (r,) = bits.parameters(np.array([count]), np.array([size])).tolist()
+    gaps = np.diff(indices, prepend=-1) - 1
+    streams = (count + 7) // 8 + (r * count + 7) // 8 + len(bits.pack_unary(gaps >> r))
+
+    assert len(sparse.encode(empty, ())) == 32
+    assert len(sparse.encode(update, (size,))) == 32 + 4 + streams
+
+
+def test_names_and_codecs_agree():
+    """Every name that a plan may carry has a codec, and every codec a name."""
+    assert tuple(sparse.CODECS) == messages.CODECS
+    assert set(sparse.CODECS.values()) == set(Codec)
 
 
 def test_crc_is_the_standard_one():
     """The trailer is zlib's CRC-32 of all bytes before it, little-endian."""
-    data = sparse.encode(example()[0])
+    data = sparse.encode(example(), SIZES)
 
     assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
