@@ -174,6 +174,15 @@ class Job:
         """The best version whose model is stored; late evaluations may still change which that is."""
         return self.history.best(self.recent)
 
+    @property
+    def exported(self) -> int:
+        """The version to export unless told which: the newest, of a detector the newest with its own threshold.
+
+        A job often ends with a version that no device has evaluated, and a threshold of another one would be wrong.
+        """
+        measured = self.history.threshold(self.version)
+        return measured[1] if measured is not None and measured[1] in self.recent else self.version
+
     def grant(self, now: float) -> list[tuple[str, Assignment]]:
         """Assignments for the free places."""
         self.leases.expire(now)

@@ -135,9 +135,9 @@ def _add_versions(app: FastAPI, engine: Engine) -> None:
         version: int | None = None,
         kind: Annotated[Literal["fp32", "int8"], Query(alias="format")] = "fp32",
     ) -> Response:
-        """The model of a version (the newest, unless named) as an ONNX inference model."""
+        """A version's model as ONNX for inference: the newest unless named, of a detector one with a threshold."""
         job = views.find_job(engine, name)
-        number = views.find_version(job, job.version if version is None else version).version
+        number = views.find_version(job, job.exported if version is None else version).version
         try:
             values = await load_model(engine.ports.blobs, _stored(job, number), job.bundle.sizes)
         except CorruptStateError:

@@ -18,7 +18,11 @@ def model() -> None:
 )
 @click.argument("job")
 @click.option("--format", "kind", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
-@click.option("--version", type=int, help="Version to export; the newest unless named.")
+@click.option(
+    "--version",
+    type=int,
+    help="Version to export.  [default: the newest; of a detector, with a threshold of its own]",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
 @server_option
 @json_option

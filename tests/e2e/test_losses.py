@@ -90,7 +90,8 @@ def test_a_fleet_trains_an_anomaly_detector_and_sets_its_threshold(up, tmp_path)
         for device in devices:
             device.stop()
     model = onnxruntime.InferenceSession(tmp_path / "detector.onnx")
-    threshold = float(model.get_modelmeta().custom_metadata_map["threshold"])
+    metadata = model.get_modelmeta().custom_metadata_map
+    threshold = float(metadata["threshold"])
     rng = np.random.default_rng(99)
     (usual,) = model.run(["errors"], {"x": normal(rng, 400)})
     (strange,) = model.run(["errors"], {"x": rng.standard_normal((400, 8)).astype(np.float32) * 3})
@@ -100,6 +101,7 @@ def test_a_fleet_trains_an_anomaly_detector_and_sets_its_threshold(up, tmp_path)
     assert job["accuracy"] is None
     assert job["loss"] <= 0.2
     assert job["threshold"] > 0
+    assert metadata["threshold_version"] == metadata["version"]
     assert f"threshold {job['threshold']:.4g}, loss" in shown
     assert "reconstruction has no accuracy; use end.target_loss" in refused.stderr
     assert (usual > threshold).mean() < 0.25

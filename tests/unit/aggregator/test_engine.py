@@ -333,6 +333,10 @@ def test_a_job_without_an_accuracy_is_judged_by_its_loss(drive, detector):
         notice = await site.down(topics.version("all", "job"), VersionNotice)
         view, version = views.job(site.engine, "job"), views.version(job, job.history.records[1])
         assert job.best() == 1
+        assert job.exported == 2
+        await site.update("dev-1", 9)
+        await site.step()
+        assert (job.version, job.exported) == (3, 2)
         assert (notice.accuracy, view["accuracy"], view["error"]) == (None, None, None)
         assert view["loss"] == pytest.approx((400 * 2 + 800 * 4) / 1200)
         assert view["threshold"] == pytest.approx(2 * view["loss"])
