@@ -4,13 +4,14 @@
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
+# make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi check bench bench-training clean system-packages
+.PHONY: demo test test-pi check bench bench-training bench-codec clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -41,6 +42,10 @@ bench: $(VENV)/test
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
 	@$(BIN)/python bench/training.py --out bench/results/training.json
+
+bench-codec: $(VENV)/test
+	@$(PIP) --group bench
+	@$(BIN)/python bench/codec.py
 
 clean:
 	rm -rf $(VENV) .demo .pi

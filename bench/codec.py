@@ -1,0 +1,284 @@
+"""Bytes of an update against the entropy bound, and the time to encode and to fold it.
+
+    python bench/codec.py [--seeds 3]          (make bench-codec)
+
+The bound of a tensor of n values that sends k of them is n H(k/n) + k b bits, b bits a value with its sign; an
+update's is the sum over its tensors, so it knows how densities differ. Updates are synthetic (tensors of log-normal
+scale, as layers have) and real: what the real compressor leaves of training the sensor CNN on smartwatch recordings,
+and a LeNet and ResNet-8 on Fashion-MNIST. Other index coders run on the same positions in the same process.
+JSON lines on stdout, tables at the end; times are medians.
+"""
+
+import argparse
+import gzip
+import importlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for examples/, which is not installed
+
+from aggregator.demo import data as watch
+from edge_client.compress import Compressed, compress
+from edge_client.training import TrainingSession
+from edge_client.wire import bits, sparse
+from edge_client.wire.weights import Sparse
+from examples.models import MODELS
+from firmware_tools.compiler import compile_training
+from firmware_tools.layers import Net
+from firmware_tools.zoo import cnn1d
+
+DENSITIES = (0.001, 0.01, 0.05, 0.1)
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
+REPEATS = 15
+BASE = bytes(8)
+
+
+def entropy(share: np.ndarray) -> np.ndarray:
+    """Bits a value of a mask of which this share is set."""
+    inside = np.clip(share, 1e-12, 1 - 1e-12)
+    return np.where(
+        (share > 0) & (share < 1), -inside * np.log2(inside) - (1 - inside) * np.log2(1 - inside), 0
+    )
+
+
+def bound(counts: np.ndarray, sizes: np.ndarray, value_bits: int) -> float:
+    """Bytes that no code of these densities can be below on average."""
+    return float((sizes * entropy(counts / sizes) + counts * value_bits).sum() / 8)
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def layered(total: int, tensors: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """A synthetic training result: heavy tails, and a scale of its own for each tensor."""
+    shares = rng.dirichlet(np.full(tensors, 0.5))
+    sizes = np.maximum((shares * total).astype(int), 4)
+    scales = rng.lognormal(0, 1, tensors)
+    return [(rng.standard_t(3, n) * s).astype(np.float32) for n, s in zip(sizes, scales, strict=True)]
+
+
+def lenet() -> object:
+    """Two convolutions with pools and two dense layers on 28x28, 54 k parameters."""
+    net = Net("lenet", (1, 28, 28), seed=0)
+    x = net.add("Relu", net.conv("x", "conv1", (8, 1, 5, 5), pads=[2, 2, 2, 2]))
+    x = net.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = net.add("Relu", net.conv(x, "conv2", (16, 8, 5, 5), pads=[2, 2, 2, 2]))
+    x = net.add("Flatten", net.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
+    x = net.add("Relu", net.dense(x, "dense1", (64, 784)))
+    net.dense(x, "dense2", (10, 64), output="logits")
+    return net.model((10,))
+
+
+def fashion() -> tuple[np.ndarray, np.ndarray] | None:
+    """Fashion-MNIST, float32 [60000, 1, 28, 28] and int64 labels; None where the package is not installed."""
+    try:
+        images = gzip.decompress((FASHION / "train-images-idx3-ubyte.gz").read_bytes())
+        labels = gzip.decompress((FASHION / "train-labels-idx1-ubyte.gz").read_bytes())
+    except FileNotFoundError:
+        return None
+    x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    return (x / np.float32(255)).astype(np.float32), np.frombuffer(labels, np.uint8, offset=8).astype(
+        np.int64
+    )
+
+
+def real() -> Iterator[tuple[str, list[np.ndarray]]]:
+    """(name, change of each tensor) of twenty steps from a model that has trained a while."""
+    shards, _ = watch.load()
+    tasks = [("sensor CNN", cnn1d(6, watch.WINDOW, watch.CLASSES), shards[0].x, shards[0].y)]
+    pictures = fashion()
+    if pictures is None:
+        print("install Debian's dataset-fashion-mnist for the LeNet and the ResNet-8")
+    else:
+        x, y = pictures[0][:4000], pictures[1][:4000]
+        coloured = np.repeat(np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2))), 3, axis=1)
+        tasks += [("LeNet", lenet(), x, y), ("ResNet-8", MODELS["resnet-8"](), coloured, y)]
+    for name, model, x, y in tasks:
+        with tempfile.TemporaryDirectory() as folder:
+            session = TrainingSession(compile_training(model).save(Path(folder) / "net.bundle"))
+        rng, trained = np.random.default_rng(0), [t.name for t in session.bundle.manifest.tensors]
+        for step in range(60):
+            if step == 40:
+                before = session.params
+            rows = rng.integers(0, len(y), 32)
+            session.step(np.ascontiguousarray(x[rows]), y[rows], 0.02)
+        yield name, [(session.params[n] - before[n]).ravel() for n in trained]
+
+
+def measured(name: str, delta: list[np.ndarray], density: float, codec: str = "ternary") -> dict:
+    """Size and time of one update."""
+    made: Compressed = compress(delta, None, density, 1e9, codec)
+    sizes = [len(d) for d in delta]
+    update = sparse.Update(1, BASE, 7, 100, made.weights)
+    frame = sparse.encode(update, sizes, made.codec)
+    total, offsets = sum(sizes), np.cumsum([0, *sizes])
+    sums = np.zeros(total, dtype=np.int64)
+    row = {
+        "name": name,
+        "codec": codec,
+        "d": total,
+        "tensors": len(sizes),
+        "density": density,
+        "bytes": len(frame),
+    }
+    row["bits_per_parameter"] = 8 * len(frame) / total
+    if isinstance(made.weights, Sparse):
+        counts = made.weights.counts
+        value_bits = 1 + sparse.LEVEL_BITS[made.codec]
+        least = bound(counts, np.array(sizes), value_bits)
+        table = sum(1 + (k >= 128) + (k >= 16384) + 2 * (k > 0) for k in counts.tolist())
+        row["streams_to_bound"] = (len(frame) - 32 - table) / least
+        row["total_to_bound"] = len(frame) / least
+    row["encode_ms"] = milliseconds(lambda: sparse.encode(update, sizes, made.codec))
+    row["decode_and_fold_ms"] = milliseconds(
+        lambda: sparse.decode(frame, sizes).weights.add_to(sums, offsets, 1)
+    )
+    return row
+
+
+def others(delta: list[np.ndarray], density: float) -> list[dict]:
+    """Other coders of the same positions in one vector; sizes over its bound, encode and decode ms."""
+    flat = np.abs(np.concatenate(delta))
+    count = round(density * len(flat))
+    positions = np.sort(np.argpartition(flat, -count)[-count:])
+    least = bound(np.array([count]), np.array([len(flat)]), 0)
+    gaps = np.diff(positions, prepend=-1) - 1
+    (r,) = bits.parameters(np.array([count]), np.array([len(flat)])).tolist()
+    widths = np.full(count, r)
+
+    def ours() -> tuple[bytes, bytes]:
+        return bits.pack_fixed(gaps & ((1 << r) - 1), widths), bits.pack_unary(gaps >> r)
+
+    def back(coded: tuple[bytes, bytes]) -> np.ndarray:
+        low, high = (
+            bits.unpack_fixed(memoryview(coded[0]), widths),
+            bits.unpack_unary(memoryview(coded[1]), count),
+        )
+        return np.cumsum((high << r | low) + 1) - 1
+
+    rows = [("split-stream Rice (ours)", ours, back, lambda c: len(c[0]) + len(c[1]))]
+    low_bits = max(0, int(np.log2(len(flat) / count)))
+    rows.append(
+        ("Elias-Fano (size only)", None, None, (count * low_bits + count + (len(flat) >> low_bits)) / 8)
+    )
+    try:
+        zstd = importlib.import_module("zstandard")
+        rows.append(("varint + zstd-3", lambda: zstd.ZstdCompressor(3).compress(varint(gaps)), None, len))
+    except ImportError:
+        print("pip install zstandard pyroaring constriction for the other coders")
+        return []
+    roaring, stream = importlib.import_module("pyroaring"), importlib.import_module("constriction").stream
+    rows.append(("roaring", lambda: roaring.BitMap(positions.astype(np.uint32)).serialize(),
+                 lambda c: np.array(roaring.BitMap.deserialize(c)), len))  # fmt: skip
+    model, mask = stream.model.Bernoulli(count / len(flat)), np.zeros(len(flat), dtype=np.int32)
+    mask[positions] = 1
+
+    def range_coded() -> np.ndarray:
+        coder = stream.queue.RangeEncoder()
+        coder.encode(mask, model)
+        return coder.get_compressed()
+
+    rows.append(("range coder on the mask (constriction)", range_coded,
+                 lambda c: np.flatnonzero(stream.queue.RangeDecoder(c).decode(model, len(flat))), lambda c: 4 * len(c)))  # fmt: skip
+    out = []
+    for name, encode, decode, size in rows:
+        if encode is None:
+            out.append({"coder": name, "density": density, "to_bound": size / least})
+            continue
+        coded = encode()
+        row = {
+            "coder": name,
+            "density": density,
+            "to_bound": size(coded) / least,
+            "encode_ms": milliseconds(encode),
+        }
+        if decode is not None:
+            row["decode_ms"] = milliseconds(lambda: decode(coded))  # noqa: B023 - called at once
+        out.append(row)
+    return out
+
+
+def varint(values: np.ndarray) -> bytes:
+    """LEB128 of each value."""
+    out = np.zeros((len(values), 5), dtype=np.uint8)
+    count = np.maximum(1, -(-np.ceil(np.log2(values + 1.0)).astype(int) // 7))
+    for i in range(5):
+        out[:, i] = (values >> (7 * i)) & 0x7F | np.where(i < count - 1, 0x80, 0)
+    return out[np.arange(5) < count[:, None]].tobytes()
+
+
+def main() -> None:
+    """Measure all updates and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    rows, coders = [], []
+    for seed in range(options.seeds):
+        for total, tensors in ((50_000, 8), (1_000_000, 20)):
+            for density in DENSITIES:
+                delta = layered(total, tensors, np.random.default_rng((seed, total)))
+                rows.append(measured(f"synthetic {total // 1000} k", delta, density) | {"seed": seed})
+                print(json.dumps(rows[-1]), flush=True)
+    for name, delta in real():
+        for density in DENSITIES:
+            rows.append(measured(name, delta, density))
+            print(json.dumps(rows[-1]), flush=True)
+        for codec in ("q4", "q8", "sign", "dense-fp16", "dense-fp32"):
+            rows.append(measured(name, delta, 0.01, codec))
+            print(json.dumps(rows[-1]), flush=True)
+    for density in DENSITIES:
+        coders += others([np.random.default_rng(0).laplace(size=1_000_000)], density)
+    for row in coders:
+        print(json.dumps(row))
+    report(rows, coders)
+
+
+def report(rows: list[dict], coders: list[dict]) -> None:
+    """Tables in Markdown, medians over the seeds."""
+    print(
+        "\n| update | codec | parameters | density | bits/param | streams/bound | total/bound | encode ms | decode + fold ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for key in dict.fromkeys((r["name"], r["codec"], r["density"]) for r in rows):
+        mine = [r for r in rows if (r["name"], r["codec"], r["density"]) == key]
+        mid = {
+            n: statistics.median(r[n] for r in mine) for n in mine[0] if isinstance(mine[0][n], int | float)
+        }
+        ratios = [f"{mid[n]:.3f}" if n in mid else "-" for n in ("streams_to_bound", "total_to_bound")]
+        times = [f"{mid[n]:.2f}" for n in ("encode_ms", "decode_and_fold_ms")]
+        cells = [
+            key[0],
+            key[1],
+            f"{mid['d']:,.0f}",
+            f"{100 * key[2]:g} %",
+            f"{mid['bits_per_parameter']:.4f}",
+        ]
+        print("| " + " | ".join([*cells, *ratios, *times]) + " |")
+    print(
+        "\n| coder of the positions of 1 M | density | size/bound | encode ms | decode ms |\n|---|---|---|---|---|"
+    )
+    for row in coders:
+        times = [f"{row[n]:.2f}" if n in row else "-" for n in ("encode_ms", "decode_ms")]
+        print(
+            "| "
+            + " | ".join([row["coder"], f"{100 * row['density']:g} %", f"{row['to_bound']:.3f}", *times])
+            + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()
