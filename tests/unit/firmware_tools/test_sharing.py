@@ -33,8 +33,8 @@ def test_merged_biases_train_apart(models, tmp_path):
     session.step(*models.blobs((12,), 4, 32), 0.1)
     params = session.params
 
-    assert list(params) == ["w1", "bias", "bias_2", "w2", "bias_2_"]
-    assert not np.allclose(params["bias"], params["bias_2_"])
+    assert list(params) == ["w1", "bias", "bias_2", "w2", "bias_3"]
+    assert not np.allclose(params["bias"], params["bias_3"])
     assert "gave 1 uses" in compiled.notes[0]
 
 
@@ -76,3 +76,26 @@ def test_an_identity_of_a_parameter_is_the_parameter_or_a_copy(models, value, co
     names = [t.name for t in compile_training(models.model_of(nodes, weights, (12,), 4)).manifest.tensors]
 
     assert names == ["w", "bias", "other"][:count]
+
+
+def test_a_layer_that_is_applied_again_stays_one(models):
+    """A bias of zero that is used at each step of a recurrence, after the same weights, is one tensor."""
+    rng = np.random.default_rng(0)
+    weights = {"w": models.he(rng, 6, 3), "r": models.he(rng, 6, 6), "bias": np.zeros(6, np.float32)}
+    weights |= {"head": models.he(rng, 4, 6), "other": np.zeros(4, np.float32)}
+    nodes = [helper.make_node("Split", ["in"], ["x0", "x1", "x2"], axis=1, num_outputs=3)]
+    nodes.append(helper.make_node("Gemm", ["x0", "w", "bias"], ["h0"], transB=1))
+    for t in (1, 2):
+        nodes += [
+            helper.make_node("Gemm", [f"x{t}", "w"], [f"a{t}"], transB=1),
+            helper.make_node("Gemm", [f"h{t - 1}", "r"], [f"b{t}"], transB=1),
+            helper.make_node("Add", [f"a{t}", f"b{t}"], [f"c{t}"]),
+            helper.make_node("Add", [f"c{t}", "shift"], [f"d{t}"]),
+            helper.make_node("Tanh", [f"d{t}"], [f"h{t}"]),
+        ]
+    weights["shift"] = np.zeros(6, np.float32)
+    nodes.append(helper.make_node("Gemm", ["h2", "head", "other"], ["out"], transB=1))
+    compiled = compile_training(models.model_of(nodes, weights, (9,), 4))
+
+    assert [t.name for t in compiled.manifest.tensors] == ["w", "bias", "r", "shift", "head", "other"]
+    assert compiled.notes == ()
