@@ -16,6 +16,7 @@ from onnx.inliner import inline_local_functions
 from edge_client.wire.limits import FRAME_BYTES_MAX
 from firmware_tools.errors import ModelError
 from firmware_tools.precision import to_float32
+from firmware_tools.unrolling import unroll_loops
 
 OPSET_MIN = 18  # reductions take their axes as an input from here on; older models are converted up
 OPSET_MAX = 22  # the newest that onnxruntime 1.22, the oldest we support on devices, runs completely
@@ -29,13 +30,17 @@ def read(model: onnx.ModelProto | str | Path) -> tuple[onnx.ModelProto, tuple[st
     Raises ModelError for what is unreadable, too large, not valid, or not made of standard operators alone.
     """
     own = _loaded(model)
+    _refuse_garbled(own)
     _refuse_foreign(own)
     inlined = _checked(own)
+    for tensor in _tensors(inlined):
+        _check_values(tensor)
+    if any(node.op_type == "Loop" for node in inlined.graph.node):
+        unroll_loops(inlined, _opset(inlined))
+        inlined = _checked(inlined)
     for node in inlined.graph.node:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             raise ModelError(f"{_called(node)} holds a sub-graph; control flow cannot be trained")
-    for tensor in _tensors(inlined):
-        _check_values(tensor)
     converted = _converted(inlined)
     return converted, to_float32(converted)
 
@@ -92,6 +97,8 @@ def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     for node in _nodes(model):
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.initializer
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[NodeProto]:
@@ -102,6 +109,18 @@ def _nodes(model: onnx.ModelProto) -> Iterator[NodeProto]:
         yield node
         graphs: list[GraphProto] = [g for a in node.attribute for g in (a.g, *a.graphs)]
         waiting += (n for g in graphs for n in g.node)
+
+
+def _refuse_garbled(model: onnx.ModelProto) -> None:
+    """Names that are no UTF-8 reach Python as bytes, which nothing behind here expects."""
+    graph = model.graph
+    names = [v.name for v in (*graph.input, *graph.output, *graph.initializer)]
+    for node in _nodes(model):
+        names += (node.name, node.op_type, node.domain, *node.input, *node.output)
+        names += (a.name for a in node.attribute)
+    garbled = next((name for name in names if not isinstance(name, str)), None)
+    if garbled is not None:
+        raise ModelError(f"not a valid ONNX model: the name {garbled!r} is not UTF-8")
 
 
 def _refuse_foreign(model: onnx.ModelProto) -> None:
@@ -135,13 +154,21 @@ def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"not a valid ONNX model: {error}") from error
 
 
+def _opset(model: onnx.ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
+
+
 def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
-    version = next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
+    version = _opset(model)
     if not OPSET_MIN <= version <= OPSET_MAX:
         target = min(max(version, OPSET_MIN), OPSET_MAX)
         try:
             model = onnx.version_converter.convert_version(model, target)
-        except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        except (
+            RuntimeError,
+            onnx.version_converter.ConvertError,
+            onnx.shape_inference.InferenceError,
+        ) as error:
             raise ModelError(
                 f"opset {version} cannot be converted to {target}; export the model with opset {OPSET_MIN} to "
                 f"{OPSET_MAX} ({error})"

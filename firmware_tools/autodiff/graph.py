@@ -144,4 +144,6 @@ def _infer(graph: Graph, inputs: Mapping[str, Shape], outputs: Sequence[str], ba
             dims = info.type.tensor_type.shape.dim
             if all(d.HasField("dim_value") for d in dims):
                 shapes[info.name] = tuple(d.dim_value for d in dims)
+                if min(shapes[info.name], default=0) < 0:  # onnx infers it without complaint
+                    raise ModelError(f"tensor {info.name!r}: a window is larger than what it moves over")
     return shapes

@@ -276,6 +276,30 @@ def test_broken_graphs_are_refused(models, index):
         compile_training(model)
 
 
+def test_a_window_larger_than_its_input_is_refused(models):
+    """A negative extent, which onnx infers for it, is refused with the tensor's name."""
+    nodes = [
+        helper.make_node("MaxPool", ["in"], ["pooled"], kernel_shape=[9], strides=[2]),
+        helper.make_node("GlobalAveragePool", ["pooled"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["out"]),
+    ]
+    model = models.model_of(nodes, {"w": np.ones((3, 4), np.float32)}, (3, 4), 4)
+
+    with pytest.raises(ModelError, match="'pooled': a window is larger"):
+        compile_training(model)
+
+
+def test_names_that_are_no_text_are_refused(models, tmp_path):
+    """Bytes of a damaged file in the place of a name are shown as they are."""
+    data = models.mlp().SerializeToString()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data.replace(b"b1", b"\xfe1"))
+
+    with pytest.raises(ModelError, match=r"not UTF-8|not a valid ONNX model"):
+        compile_training(path)
+
+
 @pytest.mark.parametrize("names", [["same"] * 5, [f"Add%{i}:Add" for i in range(30, 35)]])
 def test_names_of_nodes_need_not_be_unique(models, tmp_path, names):
     """Nodes of one name, or named as the compiler names its own, give graphs that ONNX Runtime loads."""

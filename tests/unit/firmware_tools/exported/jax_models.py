@@ -46,6 +46,22 @@ class Encoder(nnx.Module):
         return self.head(nnx.gelu(self.narrow(x)).mean(axis=1))
 
 
+class Scan(nnx.Module):
+    """A recurrent network over [batch, time, 3] by jax.lax.scan, which comes as a Loop."""
+
+    def __init__(self, rngs):
+        self.inner, self.outer = nnx.Linear(3, 6, rngs=rngs), nnx.Linear(6, 6, use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        def step(state, now):
+            state = jnp.tanh(self.inner(now) + self.outer(state))
+            return state, state
+
+        last, states = jax.lax.scan(step, jnp.zeros((x.shape[0], 6)), jnp.swapaxes(x, 0, 1))
+        return self.head(last + states.mean(axis=0))
+
+
 class Plain(nnx.Module):
     """Nothing but arrays and jax.numpy, with a closing softmax."""
 
@@ -83,6 +99,7 @@ def main():
     for name, (kind, shape) in {
         "cnn": (Cnn, (8, 8, 1)),
         "encoder": (Encoder, (6, 3)),
+        "scan": (Scan, (5, 3)),
         "plain": (Plain, (12,)),
     }.items():
         model = kind(nnx.Rngs(0))

@@ -46,6 +46,11 @@ def lstm():
     return [keras.Input((12, 3)), layers.LSTM(6), dense(4)]
 
 
+def gru():
+    """A recurrent layer that comes as a Loop."""
+    return [keras.Input((8, 3)), layers.GRU(6), dense(4)]
+
+
 class Encoder(layers.Layer):
     """Multi-head attention, layer normalisation and a dense layer with GELU."""
 
@@ -83,7 +88,12 @@ def losses_of(model, x, y):
 def main():
     keras.utils.set_random_seed(0)
     found = {}
-    for name, build in {"keras-cnn": cnn, "keras-lstm": lstm, "keras-encoder": encoder}.items():
+    for name, build in {
+        "keras-cnn": cnn,
+        "keras-lstm": lstm,
+        "keras-gru": gru,
+        "keras-encoder": encoder,
+    }.items():
         model = keras.Sequential(build())
         rng = np.random.default_rng(0)
         x = rng.standard_normal((BATCH, *model.input_shape[1:])).astype(np.float32)
