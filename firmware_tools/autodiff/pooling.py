@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from firmware_tools.autodiff.elementwise import mask
-from firmware_tools.autodiff.graph import Graph
+from firmware_tools.autodiff.graph import FLOAT, Graph
 from firmware_tools.autodiff.registry import Call, Gradients, expansion, gradient
 from firmware_tools.autodiff.window import Window, window_of
 
@@ -45,7 +45,7 @@ def max_pool(call: Call) -> Gradients:
     """
     window = _pool_window(call)
     if not window.tiles:
-        return [_scattered(call)]
+        return [_picked(call, window)]
     g, x = call.graph, call.x
     rest = [n - m * s for n, m, s in zip(window.source, window.result, window.strides, strict=True)]
     if any(rest):  # values after the last whole window belong to none
@@ -108,16 +108,74 @@ def _pool_window(call: Call) -> Window:
     return window
 
 
-def _scattered(call: Call) -> str:
-    """Overlapping windows: add each gradient at the index of its maximum."""
-    g = call.graph
-    given = {a.name: call.attribute(a.name, None) for a in call.node.attribute}
-    _, where = g.add_many("MaxPool", call.x, outputs=("", ""), **given)
-    shape = g.add("Shape", call.x)
-    flat = g.ints(-1)
-    zeros = g.add("ConstantOfShape", g.add("Reshape", g.add("Size", call.x), flat))
-    parts = (g.add("Reshape", where, flat), g.add("Reshape", call.dy, flat))
-    return g.add("Reshape", g.add("ScatterElements", zeros, *parts, axis=0, reduction="add"), shape)
+def _picked(call: Call, window: Window) -> str:
+    """Windows that overlap, leave gaps or are padded: along one axis after the other, the first maximum takes it."""
+    g, value, stages = call.graph, call.x, []
+    for axis in range(len(window.kernel)):
+        if (window.kernel[axis], window.strides[axis]) == (1, 1) and window.source[axis] == window.result[
+            axis
+        ]:
+            continue
+        values = _neighbours(g, value, window, axis)
+        value = g.add("Max", *values) if len(values) > 1 else values[0]
+        stages.append((axis, values, value))
+    dy = call.dy
+    for axis, values, largest in reversed(stages):
+        dy = _given_back(call, window, axis, (values, largest, dy))
+    return dy
+
+
+def _phase_length(window: Window, axis: int) -> int:
+    """How many values of one phase of the input, of as many as the stride, the windows along an axis read."""
+    return window.result[axis] + window.dilations[axis] * (window.kernel[axis] - 1) // window.strides[axis]
+
+
+def _neighbours(graph: Graph, x: str, window: Window, axis: int) -> list[str]:
+    """For each position of the windows along one axis, the values under it."""
+    w, over = window, graph.ints(axis + 2)
+    stride, begin = w.strides[axis], w.begin[axis]
+    after = _phase_length(w, axis) * stride - begin - w.source[axis]
+    if begin or after:
+        x = graph.add("Pad", x, graph.ints(begin, after), graph.scalar(-np.inf), over)
+    starts = [p * w.dilations[axis] for p in range(w.kernel[axis])]
+    ends = [start + (w.result[axis] - 1) * stride + 1 for start in starts]
+    step = graph.ints(stride)
+    return [
+        graph.add("Slice", x, graph.ints(a), graph.ints(b), over, step)
+        for a, b in zip(starts, ends, strict=True)
+    ]
+
+
+def _given_back(call: Call, window: Window, axis: int, stage: tuple[list[str], str, str]) -> str:
+    """The gradient before one axis was pooled; where windows advance by more than 1, phase by phase."""
+    (values, largest, dy), g, w = stage, call.graph, window
+    stride, length = w.strides[axis], _phase_length(window, axis)
+    phases: list[list[str]] = [[] for _ in range(stride)]
+    free = ""  # where no position has been picked yet
+    for position, value in enumerate(values):
+        hit = same = g.add("Equal", value, largest)
+        if free:
+            hit = g.add("And", same, free)
+        if position < len(values) - 1:
+            other = g.add("Not", same)
+            free = g.add("And", free, other) if free else other
+        share = g.add("Mul", dy, g.add("Cast", hit, to=FLOAT))
+        front, phase = divmod(position * w.dilations[axis], stride)
+        ends = g.ints(front, length - w.result[axis] - front)
+        phases[phase].append(g.add("Pad", share, ends, "", g.ints(axis + 2)))
+    sums = [g.add("Sum", *parts) if len(parts) > 1 else "".join(parts) for parts in phases]
+    whole = sums[0]
+    if stride > 1:
+        nothing = "" if all(sums) else g.add("ConstantOfShape", g.add("Shape", next(filter(None, sums))))
+        stacked = [g.add("Unsqueeze", s or nothing, g.ints(axis + 3)) for s in sums]
+        extents = (*w.result[:axis], length * stride, *w.source[axis + 1 :])
+        joined = g.add("Concat", *stacked, axis=axis + 3)
+        whole = g.add("Reshape", joined, g.ints(-1, call.shape(call.x)[1], *extents))
+    n, begin = w.source[axis], w.begin[axis]
+    missing = n + begin - length * stride
+    if begin or missing < 0:
+        whole = g.add("Slice", whole, g.ints(begin), g.ints(begin + n), g.ints(axis + 2))
+    return g.add("Pad", whole, g.ints(0, missing), "", g.ints(axis + 2)) if missing > 0 else whole
 
 
 def _crop(graph: Graph, window: Window) -> tuple[str, str, str]:
