@@ -19,10 +19,10 @@ from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Metrics
 
-# Planning all of a step's memory as one block pays only for unrolled recurrences, which are thousands of small nodes
-# (6.2 instead of 7.4 ms). Others run as fast without, and the block would come on top of what the first step took:
-# 166 instead of 119 MB for a ResNet-8. Those recurrences are half a megabyte of graph, convolutional nets a tenth.
-PLANNED_BYTES_MIN = 200_000
+# Planning all of a step's memory as one block pays only for graphs of thousands of small nodes, unrolled recurrences
+# above all (6.2 instead of 7.4 ms). Others run as fast without, and the block can come on top of what the first step
+# took: 166 instead of 119 MB for a ResNet-8. A graph of 2,500 nodes is at least this long, one of 1,000 shorter.
+PLANNED_BYTES_MIN = 150_000
 EVAL_BATCH = 128  # samples per evaluation call: bounds activation memory, and larger is no faster
 
 Floats = npt.NDArray[np.float32]
