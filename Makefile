@@ -4,6 +4,7 @@
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
+# make fuzz    ten million hostile inputs to the decoders of the wire, some fifteen minutes
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi check bench bench-training bench-codec clean system-packages
+.PHONY: demo test test-pi check bench bench-training bench-codec fuzz clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -42,6 +43,9 @@ bench: $(VENV)/test
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
 	@$(BIN)/python bench/training.py --out bench/results/training.json
+
+fuzz: $(VENV)/test
+	@$(BIN)/python tests/fuzz/decoders.py -runs=10000000 -max_len=2000 -rss_limit_mb=400 -print_final_stats=1
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench
