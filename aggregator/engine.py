@@ -144,7 +144,7 @@ class Engine:
         draining = self.store.records[job.spec.name].state == "ended"
         if not job.due(self._clock(), draining=draining):
             return
-        sealed = job.seal(self._clock(), self.cursor)
+        sealed = job.seal(self._clock(), self.cursor, draining=draining)
         await self.store.commit(job, sealed)
         await self._downlink.say(topics.version(job.spec.cohort, job.spec.name), job.notice())
         log.info(
@@ -153,6 +153,8 @@ class Engine:
             version=job.version,
             updates=sum(sealed.manifest.bases.values()),
             bases=sealed.manifest.bases,
+            bytes_delta=len(sealed.delta),
+            lag_norm=round(sealed.manifest.lag_norm, 6),
         )
 
     async def _announce(self, job: Job) -> None:

@@ -16,7 +16,11 @@ SMOOTHING_SAMPLES_MIN = 50  # fewer hold-out samples than this say nothing
 
 
 class VersionRecord(msgspec.Struct):
-    """Facts of one version, and what devices' hold-outs say of it."""
+    """Facts of one version, and what devices' hold-outs say of it.
+
+    `lag_norm` is the L2 norm of what its deltas have left out of the server's model so far; `lossless` that
+    its own left nothing out.
+    """
 
     version: int
     at: float
@@ -27,6 +31,8 @@ class VersionRecord(msgspec.Struct):
     bytes_up: int = 0
     bytes_keyframe: int = 0
     bytes_delta: int = 0
+    lag_norm: float = 0.0
+    lossless: bool = True
     holdout: Holdout = msgspec.field(default_factory=Holdout)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from aggregator import ending, staleness
 from aggregator.commit import commit
 from aggregator.fold import Fold
+from aggregator.hidden import FINE_BITS, State, follow
 from aggregator.history import History
 from aggregator.holdout import Holdout
 from aggregator.leases import Lease, Leases, Waiting
@@ -18,7 +19,6 @@ from aggregator.spec import JobSpec
 from aggregator.versions import VersionManifest, reference
 from edge_client.bundle import Manifest
 from edge_client.wire import grid, sparse
-from edge_client.wire.grid import Grid
 from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
 from edge_client.wire.messages import CODECS, Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
 
@@ -43,9 +43,10 @@ class Sealed:
     """A version ready to be stored: blobs first, then the manifest, then the head."""
 
     manifest: VersionManifest
-    model: tuple[Grid, ...]
+    state: State
     keyframe: bytes
     delta: bytes
+    lag: bytes
 
 
 @dataclass(slots=True)
@@ -67,13 +68,13 @@ class Job:
         bundle: Manifest,
         bundle_ref: BlobRef,
         created_at: float,
-        head: tuple[str, VersionManifest, tuple[Grid, ...]],
+        head: tuple[str, VersionManifest, State],
     ) -> None:
         self.spec = spec
         self.bundle = bundle
         self.bundle_ref = bundle_ref
         self.created_at = created_at
-        self.digest, self.manifest, self.model = head
+        self.digest, self.manifest, self.state = head
         self.recent: dict[int, VersionManifest] = {self.manifest.version: self.manifest}
         self.history = History()
         self.leases = Leases()
@@ -124,8 +125,11 @@ class Job:
         waited = now - self._buffer.first_at >= self.spec.max_wait_s
         return draining or waited or self.buffered >= self.spec.buffer_size
 
-    def seal(self, now: float, cursor: dict[int, int]) -> Sealed:
-        """Make the next version of the buffer, which holds this job's updates up to `cursor`."""
+    def seal(self, now: float, cursor: dict[int, int], *, draining: bool = False) -> Sealed:
+        """Make the next version of the buffer, which holds this job's updates up to `cursor`.
+
+        A draining job leaves nothing out of its delta: no device pays for it any more.
+        """
         spec, fold = self.spec, self._buffer.fold
         weights = {
             base: staleness.polynomial(self.version - base, spec.staleness_exponent, spec.staleness_max)
@@ -133,18 +137,26 @@ class Job:
         }
         steps = [t.step_exp for t in self.bundle.table]
         statistics = len(self.bundle.statistics)
-        model = commit(self.model, steps, fold, weights, spec.server_lr, statistics=statistics)
+        exact = commit(self.state.exact(), steps, fold, weights, spec.server_lr, statistics=statistics)
+        density = 1.0 if draining else spec.downlink_density
+        state = follow(exact, self.state.model, steps, density, statistics=statistics)
         number = self.version + 1
-        keyframe = grid.encode_keyframe(number, model)
-        delta = grid.encode_delta(number, self.version, model, self.model)
+        keyframe = grid.encode_keyframe(number, state.model)
+        delta = grid.encode_delta(number, self.version, state.model, self.state.model)
+        lag = grid.encode_keyframe(number, state.lag)
         manifest = VersionManifest(
             job=spec.name,
             version=number,
             parent=self.digest,
             at=now,
-            model_hash=grid.model_hash(model).hex(),
+            model_hash=grid.model_hash(state.model).hex(),
             keyframe=reference(keyframe),
             delta=reference(delta),
+            lag=reference(lag),
+            lag_norm=state.lag_norm(steps),
+            lossless=state.lossless,
+            downlink_density=density,
+            fine_bits=FINE_BITS,
             included={p: (self.folded.get(p, 0), upto) for p, upto in sorted(cursor.items())},
             bases={base: bucket.count for base, bucket in sorted(fold.buckets.items())},
             weights=weights,
@@ -155,11 +167,11 @@ class Job:
             devices=tuple(self._buffer.devices),
             bytes_up=self._buffer.bytes_up,
         )
-        return Sealed(manifest, model, keyframe, delta)
+        return Sealed(manifest, state, keyframe, delta, lag)
 
     def advance(self, sealed: Sealed, digest: str) -> list[VersionManifest]:
         """The head swung to `sealed`: start a new buffer; return the versions whose model blobs may go."""
-        self.digest, self.manifest, self.model = digest, sealed.manifest, sealed.model
+        self.digest, self.manifest, self.state = digest, sealed.manifest, sealed.state
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self._buffer = Buffer(Fold(self.bundle.sizes, self.spec.weighting))
         self.recent[self.version] = self.manifest

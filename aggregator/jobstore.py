@@ -8,12 +8,14 @@ from typing import Literal, TypeVar
 import msgspec
 
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
+from aggregator.hidden import State
 from aggregator.job import Job, JobMemo, Sealed
 from aggregator.spec import JobSpec, check_bundle
 from aggregator.versions import (
     VersionManifest,
+    blobs_of,
     load_manifest,
-    load_model,
+    load_state,
     put_manifest,
     record,
     reference,
@@ -127,15 +129,14 @@ class JobStore:
     async def commit(self, job: Job, sealed: Sealed) -> None:
         """Store a version and swing the head to it (I3); raise Conflict when another engine was first."""
         blobs = self._ports.blobs
-        await asyncio.gather(blobs.put(sealed.keyframe), blobs.put(sealed.delta))
+        await asyncio.gather(*(blobs.put(data) for data in (sealed.keyframe, sealed.delta, sealed.lag)))
         digest = await put_manifest(blobs, sealed.manifest)
         surplus = job.advance(sealed, digest)
         job.history.add(record(digest, sealed.manifest))
         await self._swing(cells.version_key(job.spec.name), _version_cell(job))
         for manifest in surplus:
-            for ref in (manifest.keyframe, manifest.delta):
-                if ref is not None:
-                    await blobs.delete(Digest(ref.digest))
+            for ref in blobs_of(manifest):
+                await blobs.delete(Digest(ref.digest))
 
     async def end(self, job: Job, reason: str, now: float) -> None:
         """Mark a job ended; admission refuses its updates from when it sees this."""
@@ -162,7 +163,7 @@ class JobStore:
             keyframe=reference(keyframe),
         )
         digest = await put_manifest(self._ports.blobs, manifest)
-        job = self._job(job_record, bundle, (digest, manifest, model))
+        job = self._job(job_record, bundle, (digest, manifest, State.start(model)))
         job.history.add(record(digest, manifest))
         await self._swing(cells.job_key(job.spec.name), _job_cell(job, job_record))
         await self._swing(cells.version_key(job.spec.name), _version_cell(job))
@@ -176,8 +177,8 @@ class JobStore:
         while chain[-1][1].parent:
             parent = chain[-1][1].parent
             chain.append((parent, await load_manifest(blobs, parent)))
-        model = await load_model(blobs, chain[0][1], bundle.manifest.sizes)
-        job = self._job(job_record, bundle, (*chain[0], model))
+        state = await load_state(blobs, chain[0][1], bundle.manifest.sizes)
+        job = self._job(job_record, bundle, (*chain[0], state))
         for ancestor_digest, ancestor in reversed(chain):
             job.history.add(record(ancestor_digest, ancestor))
         job.recall(memo)
@@ -185,9 +186,7 @@ class JobStore:
         job.recent = {m.version: m for _, m in reversed(chain) if m.keyframe.digest in stored}
         return job
 
-    def _job(
-        self, job_record: JobRecord, bundle: Bundle, head: tuple[str, VersionManifest, tuple[grid.Grid, ...]]
-    ) -> Job:
+    def _job(self, job_record: JobRecord, bundle: Bundle, head: tuple[str, VersionManifest, State]) -> Job:
         self.records[job_record.spec.name] = job_record
         return Job(job_record.spec, bundle.manifest, job_record.bundle, job_record.created_at, head)
 

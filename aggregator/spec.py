@@ -58,7 +58,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The strategy `fedbuff` is buffered asynchronous aggregation (Nguyen et al. 2022, alg. 1): every
     `buffer_size` updates x ← x + server_lr · Σ s(τ)·Δ / Z with s(τ) = (1 + τ)^(-staleness_exponent); Z is
-    the number of updates (`uniform`) or of samples (`samples`).
+    the number of updates (`uniform`) or of samples (`samples`). Devices train from x̂, which follows x by deltas
+    that carry the `downlink_density` share of all weights (hidden.py).
     """
 
     name: str
@@ -74,6 +75,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_lr: float = 1.0
     weighting: Literal["uniform", "samples"] = "uniform"
     norm_max: float = 100.0
+    downlink_density: float = 0.05
     lease_s: float = 120.0
     retry_s: float = 15.0
     seed: int = 0
@@ -123,6 +125,7 @@ def check(spec: JobSpec) -> None:
         ("staleness_max", spec.staleness_max, 0, 1000),
         ("server_lr", spec.server_lr, 1e-6, 100),
         ("norm_max", spec.norm_max, 1e-6, 1e6),
+        ("downlink_density", spec.downlink_density, 1e-5, 1),
         ("lease_s", spec.lease_s, 1, 7 * 86400),
         ("retry_s", spec.retry_s, 0.5, 86400),
         ("seed", spec.seed, 0, 2**31 - 1),

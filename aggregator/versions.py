@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from aggregator.errors import CorruptStateError
+from aggregator.hidden import State
 from aggregator.history import VersionRecord
 from broker_bridge.ports import Blobs, CorruptBlob, Digest, MissingBlob
 from edge_client.wire import grid
@@ -19,7 +20,10 @@ class VersionManifest(msgspec.Struct, frozen=True):
 
     `included` maps a partition to the log offsets (after, upto] whose updates of this job were folded;
     `bases` maps a base version to its number of updates and `weights` to its s(τ); `total_weight` is Z.
-    `parent` is the digest of the parent's manifest, "" for version 0.
+    `parent` is the digest of the parent's manifest, "" for version 0. `keyframe` is the model that devices train
+    from, x̂; `lag` is what the server's exact model is ahead of it, x - x̂, in 2**-fine_bits of a grid step, as a
+    KEYFRAME frame (None: nothing), and `lag_norm` its L2 norm. `downlink_density` is the share of weights whose
+    change the delta was to carry; `lossless` says that it carried all.
     """
 
     job: str
@@ -29,6 +33,11 @@ class VersionManifest(msgspec.Struct, frozen=True):
     model_hash: str
     keyframe: BlobRef
     delta: BlobRef | None = None
+    lag: BlobRef | None = None
+    lag_norm: float = 0.0
+    lossless: bool = True
+    downlink_density: float = 1.0
+    fine_bits: int = 0
     included: dict[int, tuple[int, int]] = {}
     bases: dict[int, int] = {}
     weights: dict[int, float] = {}
@@ -56,6 +65,8 @@ def record(digest: str, manifest: VersionManifest) -> VersionRecord:
         bytes_up=manifest.bytes_up,
         bytes_keyframe=manifest.keyframe.size,
         bytes_delta=manifest.delta.size if manifest.delta else 0,
+        lag_norm=manifest.lag_norm,
+        lossless=manifest.lossless,
     )
 
 
@@ -74,9 +85,28 @@ async def load_manifest(blobs: Blobs, digest: str) -> VersionManifest:
     return msgspec.json.decode(await _get(blobs, digest, "manifest"), type=VersionManifest)
 
 
+def blobs_of(manifest: VersionManifest) -> list[BlobRef]:
+    """The blobs of a version's model."""
+    return [ref for ref in (manifest.keyframe, manifest.delta, manifest.lag) if ref is not None]
+
+
 async def load_model(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[int]) -> tuple[Grid, ...]:
-    """The model of a version, its hash verified; raise CorruptStateError."""
-    data = await _get(blobs, manifest.keyframe.digest, f"key-frame of version {manifest.version}")
+    """The model of a version as devices have it (x̂), its hash verified; raise CorruptStateError."""
+    return await _load_frame(blobs, manifest, manifest.keyframe, sizes)
+
+
+async def load_state(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[int]) -> State:
+    """The model of a version and what the server's exact one is ahead of it; raise CorruptStateError."""
+    model = await load_model(blobs, manifest, sizes)
+    if manifest.lag is None:
+        return State.start(model)
+    return State(model, await _load_frame(blobs, manifest, manifest.lag, sizes))
+
+
+async def _load_frame(
+    blobs: Blobs, manifest: VersionManifest, ref: BlobRef, sizes: Sequence[int]
+) -> tuple[Grid, ...]:
+    data = await _get(blobs, ref.digest, f"model of version {manifest.version}")
     try:
         return grid.apply(None, grid.decode(data, sizes), None)
     except RemoteWireError as error:

@@ -49,6 +49,7 @@ def job(engine: Engine, name: str) -> View:
         "rejected": rejected,
         "parameters": found.bundle.parameters,
         "bytes_up": sum(r.bytes_up for r in found.history.records),
+        "lag_norm": found.manifest.lag_norm,
         "spec": msgspec.to_builtins(record.spec),
     }
 

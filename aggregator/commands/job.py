@@ -40,6 +40,7 @@ def job() -> None:
 @click.option("--learning-rate", type=float, help="Local learning rate; the bundle's unless given.")
 @click.option("--density", type=float, help="Share of parameters an update carries.")
 @click.option("--codec", type=click.Choice(CODECS), help="How updates travel; ternary unless named.")
+@click.option("--downlink-density", type=float, help="Share of parameters a version's delta carries.")
 @click.option("--versions", "versions_max", type=int, help="End after so many versions.")
 @click.option("--deadline", "deadline_s", type=float, help="End after so many seconds.")
 @click.option("--target-accuracy", type=float, help="End at this accuracy on the devices' hold-outs.")
@@ -161,6 +162,10 @@ def summary(found: dict[str, Any]) -> Table:
         ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
         ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
         ("bytes up", f"{found['bytes_up']:,}"),
+        (
+            "downlink",
+            f"deltas of {found['spec']['downlink_density']:.3g} of the weights, lag {found['lag_norm']:.3g}",
+        ),
     )
     for label, value in rows:
         table.add_row(f"[bold]{label}[/bold]", value)
@@ -169,7 +174,7 @@ def summary(found: dict[str, Any]) -> Table:
 
 def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
     """The newest versions as a table."""
-    table = Table("version", "updates", "τ:updates", "hold-out", "loss", "delta", "key-frame")
+    table = Table("version", "updates", "τ:updates", "hold-out", "loss", "delta", "lag", "key-frame")
     for version in versions[-count:]:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
         table.add_row(
@@ -179,6 +184,7 @@ def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
             _figure(version),
             _loss(version),
             f"{version['bytes_delta']:,} B",
+            "none" if version["lossless"] else f"{version['lag_norm']:.3g}",
             f"{version['bytes_keyframe']:,} B",
         )
     return table

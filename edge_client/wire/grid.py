@@ -1,4 +1,4 @@
-"""Models on an integer grid (I5), as key-frames and as deltas between two versions (docs/wire.md §7).
+"""Models on an integer grid (I5), as key-frames and as deltas between two versions (docs/wire.md §8).
 
 A tensor is int32 values times a step 2**step_exp fixed in the bundle, so that deltas add exactly in any
 grouping. Body of a KEYFRAME or DELTA frame, little-endian:
@@ -7,22 +7,25 @@ grouping. Body of a KEYFRAME or DELTA frame, little-endian:
      4  u32  version it starts from (a key-frame: the same as above)
      8  8 B  hash of the model that this leads to
     16  u16  tensors
-    18  …    per tensor: u32 count k of non-zero values, u8 Rice parameter of gaps, u8 of magnitudes
-     …  …    signs | remainders of gaps | remainders of magnitudes - 1 | quotients of gaps | of magnitudes - 1
+    18  …    per tensor: LEB128 count k of non-zero values; when k > 0 also a u16: Rice parameter of the gaps
+             (bits 0 to 4), of the magnitudes (5 to 9), exponent of their unit (10 to 14)
+     …  …    signs | remainders of gaps | remainders of magnitudes | quotients of gaps, then of magnitudes
 
-each stream padded to a byte; a u32 length precedes the quotients of gaps. When k equals the tensor's size no
-gaps are sent (their Rice parameter is 255), so a dense key-frame pays nothing for indices.
+each stream padded to a byte. A magnitude is n units of 2**exponent and coded as n - 1; a tensor whose magnitudes
+are all one unit has parameter 31 and sends none, so a ternary delta costs positions and signs only. When k
+equals the tensor's size no gaps are sent (their parameter is 0), so a dense key-frame pays nothing for indices.
 """
 
 import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.wire import frame, rice
+from edge_client.wire import frame, leb128, rice
 from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import TENSOR_COUNT_MAX
 from edge_client.wire.sparse import pack
@@ -31,9 +34,10 @@ Grid = npt.NDArray[np.int32]
 GRID_MAX = 2**31 - 1  # saturation bound of a grid value
 HASH_BYTES = 8
 _HEAD = struct.Struct("<II8sH")
-_ENTRY = struct.Struct("<IBB")
-_LENGTH = struct.Struct("<I")
-_DENSE = 255
+_ENTRY = struct.Struct("<H")
+_FIELD_BITS = 5  # of each of the three fields of an entry
+_FIELD_MAX = 2**_FIELD_BITS - 1
+_ONE_UNIT = 31  # in place of the magnitudes' Rice parameter: each is one unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,24 @@ def encode_delta(version: int, base_version: int, new: Sequence[Grid], old: Sequ
     return _encode(frame.Kind.DELTA, version, base_version, model_hash(new), wide)
 
 
+def merge(steps: Sequence[GridFrame]) -> bytes:
+    """One delta that leads where these lead one after another; grid values are added, so it is exact.
+
+    Raises ValueError when they do not follow each other or one is a key-frame.
+    """
+    for before, after in pairwise(steps):
+        if after.base_version != before.version:
+            raise ValueError(f"a delta from {after.base_version} does not follow one to {before.version}")
+    if not steps or any(step.keyframe for step in steps):
+        raise ValueError("only deltas can be merged, and at least one")
+    total = [tensor.astype(np.int64) for tensor in steps[0].values]
+    for step in steps[1:]:
+        for i, tensor in enumerate(step.values):
+            total[i] += tensor
+    last = steps[-1]
+    return _encode(frame.Kind.DELTA, last.version, steps[0].base_version, last.model_hash, total)
+
+
 def decode(data: bytes, sizes: Sequence[int]) -> GridFrame:
     """Decode a KEYFRAME or DELTA against the sizes of the model's tensors.
 
@@ -94,11 +116,10 @@ def decode(data: bytes, sizes: Sequence[int]) -> GridFrame:
     if len(body) < _HEAD.size:
         raise RemoteWireError("bad_frame", "the model ends inside its header")
     version, base, digest, count = _HEAD.unpack_from(body)
-    if count != len(sizes) or len(body) < _HEAD.size + count * _ENTRY.size:
+    if count != len(sizes):
         raise RemoteWireError("bad_tensors", f"{count} tensors where the model has {len(sizes)}")
-    entries = [_ENTRY.unpack_from(body, _HEAD.size + i * _ENTRY.size) for i in range(count)]
-    _check_entries(entries, sizes)
-    values = _decode_streams(body[_HEAD.size + count * _ENTRY.size :], entries, sizes)
+    entries, at = _read_table(body, sizes)
+    values = _decode_streams(body[at:], entries)
     return GridFrame(version, base, digest, kind is frame.Kind.KEYFRAME, values)
 
 
@@ -131,74 +152,121 @@ def _encode(
     for tensor in values:
         flat = tensor.astype(np.int64).ravel()
         where = np.flatnonzero(flat)
+        table += leb128.encode(len(where))
+        if not len(where):
+            continue
         nonzero = flat[where]
-        magnitudes = np.abs(nonzero) - 1
-        r_size = rice.parameter(float(magnitudes.mean())) if len(where) else 0
-        r_gap = _DENSE
-        if 0 < len(where) < len(flat):
+        signs.append((nonzero < 0).astype(np.uint8))
+        r_gap = 0
+        if len(where) < len(flat):
             gaps = np.diff(where, prepend=-1) - 1
             r_gap = rice.parameter(float(gaps.mean()))
             gap_q.append(rice.quotient_bits(gaps, r_gap))
             gap_r.append(rice.remainder_bits(gaps, r_gap))
-        table += _ENTRY.pack(len(where), r_gap, r_size)
-        if len(where):
-            signs.append((nonzero < 0).astype(np.uint8))
-            size_q.append(rice.quotient_bits(magnitudes, r_size))
-            size_r.append(rice.remainder_bits(magnitudes, r_size))
-    packed_gaps = pack(gap_q)
+        unit, counts = _units(np.abs(nonzero))
+        r_size = _ONE_UNIT
+        if counts.any():
+            r_size = min(rice.parameter(float(counts.mean())), _ONE_UNIT - 1)
+            size_q.append(rice.quotient_bits(counts, r_size))
+            size_r.append(rice.remainder_bits(counts, r_size))
+        table += _ENTRY.pack(r_gap | r_size << _FIELD_BITS | unit << 2 * _FIELD_BITS)
     body = _HEAD.pack(version, base, digest, len(values)) + bytes(table)
-    body += pack(signs) + pack(gap_r) + pack(size_r)
-    body += _LENGTH.pack(len(packed_gaps)) + packed_gaps + pack(size_q)
+    body += pack(signs) + pack(gap_r) + pack(size_r) + pack([*gap_q, *size_q])
     return frame.encode(kind, body)
 
 
-def _check_entries(entries: Sequence[tuple[int, int, int]], sizes: Sequence[int]) -> None:
-    for (k, r_gap, r_size), size in zip(entries, sizes, strict=True):
+def _units(magnitudes: rice.Ints) -> tuple[int, rice.Ints]:
+    """Exponent of the largest power of two that divides all, and how many units each is, less one."""
+    together = int(np.bitwise_or.reduce(magnitudes))
+    exponent = (together & -together).bit_length() - 1
+    return exponent, (magnitudes >> exponent) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor's line in the table."""
+
+    size: int
+    k: int
+    r_gap: int = 0
+    r_size: int = _ONE_UNIT
+    unit: int = 0
+
+    @property
+    def gaps(self) -> int:
+        """Gaps that are sent."""
+        return self.k if self.k < self.size else 0
+
+    @property
+    def counts(self) -> int:
+        """Magnitudes that are sent."""
+        return self.k if self.r_size != _ONE_UNIT else 0
+
+
+def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[list[_Entry], int]:
+    entries, at = [], _HEAD.size
+    for size in sizes:
+        k, at = leb128.read(body, at)
         if k > size:
             raise RemoteWireError("bad_tensors", f"{k} values for a tensor of {size}")
-        if r_size > rice.R_MAX or (r_gap > rice.R_MAX and r_gap != _DENSE):
-            raise RemoteWireError("bad_stream", f"Rice parameters {r_gap}, {r_size} are over {rice.R_MAX}")
-        if (r_gap == _DENSE) != (k in (0, size)):
-            raise RemoteWireError("bad_stream", "gaps are missing or superfluous")
+        if k == 0:
+            entries.append(_Entry(size, 0))
+            continue
+        if at + _ENTRY.size > len(body):
+            raise RemoteWireError("bad_frame", "the model ends inside its tensor table")
+        (fields,) = _ENTRY.unpack_from(body, at)
+        at += _ENTRY.size
+        parts = [fields >> shift & _FIELD_MAX for shift in range(0, 3 * _FIELD_BITS, _FIELD_BITS)]
+        if fields >> 3 * _FIELD_BITS or (k == size and parts[0]):
+            raise RemoteWireError("bad_stream", f"an entry of the tensor table is {fields:#06x}")
+        entries.append(_Entry(size, k, *parts))
+    return entries, at
 
 
-def _decode_streams(
-    body: memoryview, entries: Sequence[tuple[int, int, int]], sizes: Sequence[int]
-) -> tuple[Grid, ...]:
-    total = sum(k for k, _, _ in entries)
-    sparse = sum(k for k, r_gap, _ in entries if r_gap != _DENSE)
-    lengths = (
-        (total + 7) // 8,
-        (sum(k * r for k, r, _ in entries if r != _DENSE) + 7) // 8,
-        (sum(k * r for k, _, r in entries) + 7) // 8,
+def _decode_streams(body: memoryview, entries: Sequence[_Entry]) -> tuple[Grid, ...]:
+    ends = np.cumsum(
+        [
+            (sum(e.k for e in entries) + 7) // 8,
+            (sum(e.gaps * e.r_gap for e in entries) + 7) // 8,
+            (sum(e.counts * e.r_size for e in entries) + 7) // 8,
+        ]
     )
-    at = sum(lengths)
-    if at + _LENGTH.size > len(body):
+    if int(ends[-1]) > len(body):
         raise RemoteWireError("bad_stream", "the model ends inside its streams")
-    gaps_end = at + _LENGTH.size + _LENGTH.unpack_from(body, at)[0]
-    if gaps_end > len(body):
-        raise RemoteWireError("bad_stream", "the model ends inside its streams")
-    signs = rice.BitReader(body[: lengths[0]])
-    gap_r = rice.BitReader(body[lengths[0] : lengths[0] + lengths[1]])
-    size_r = rice.BitReader(body[lengths[0] + lengths[1] : at])
-    gap_q = rice.UnaryReader(body[at + _LENGTH.size : gaps_end], sparse)
-    size_q = rice.UnaryReader(body[gaps_end:], total)
+    signs = rice.BitReader(body[: ends[0]])
+    gap_r = rice.BitReader(body[ends[0] : ends[1]])
+    size_r = rice.BitReader(body[ends[1] : ends[2]])
+    quotients = rice.UnaryReader(body[ends[2] :], sum(e.gaps + e.counts for e in entries))
+    places = [_places(entry, quotients, gap_r) for entry in entries]
     out = []
-    for (k, r_gap, r_size), size in zip(entries, sizes, strict=True):
-        where = np.arange(k, dtype=np.int64)
-        if r_gap != _DENSE:
-            gaps = rice.decode(gap_q.take(k), gap_r.take(k * r_gap), r_gap)
-            if int(gaps.max()) >= size:
-                raise RemoteWireError("bad_index", f"a gap of {int(gaps.max())} in a tensor of {size} values")
-            where = np.cumsum(gaps + 1) - 1
-            if int(where[-1]) >= size:
-                raise RemoteWireError("bad_index", f"index {int(where[-1])} in a tensor of {size} values")
-        magnitudes = rice.decode(size_q.take(k), size_r.take(k * r_size), r_size) + 1
-        if k and int(magnitudes.max()) > GRID_MAX:
-            raise RemoteWireError("bad_index", "a grid value does not fit 32 bits")
-        dense = np.zeros(size, dtype=np.int32)
-        dense[where] = np.where(signs.take(k).astype(np.bool_), -magnitudes, magnitudes)
+    for entry, where in zip(entries, places, strict=True):
+        magnitudes = _magnitudes(entry, quotients, size_r)
+        dense = np.zeros(entry.size, dtype=np.int32)
+        dense[where] = np.where(signs.take(entry.k).astype(np.bool_), -magnitudes, magnitudes)
         out.append(dense)
     for reader in (signs, gap_r, size_r):
         reader.finish()
     return tuple(out)
+
+
+def _places(entry: _Entry, quotients: rice.UnaryReader, remainders: rice.BitReader) -> rice.Ints:
+    if not entry.gaps:
+        return np.arange(entry.k, dtype=np.int64)
+    gaps = rice.decode(quotients.take(entry.k), remainders.take(entry.k * entry.r_gap), entry.r_gap)
+    # A hostile quotient could overflow the running sum, so each gap is bounded before it is added.
+    if int(gaps.max()) >= entry.size:
+        raise RemoteWireError("bad_index", f"a gap of {int(gaps.max())} in a tensor of {entry.size} values")
+    where = np.cumsum(gaps + 1) - 1
+    if int(where[-1]) >= entry.size:
+        raise RemoteWireError("bad_index", f"index {int(where[-1])} in a tensor of {entry.size} values")
+    return where
+
+
+def _magnitudes(entry: _Entry, quotients: rice.UnaryReader, remainders: rice.BitReader) -> rice.Ints:
+    counts = np.ones(entry.k, dtype=np.int64)
+    if entry.counts:
+        r = entry.r_size
+        counts += rice.decode(quotients.take(entry.k), remainders.take(entry.k * r), r)
+    if entry.k and int(counts.max()) > GRID_MAX >> entry.unit:
+        raise RemoteWireError("bad_index", "a grid value does not fit 32 bits")
+    return counts << entry.unit

@@ -31,7 +31,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.wire import bits, frame, rice
+from edge_client.wire import bits, frame, leb128, rice
 from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import SAMPLES_MAX, TENSOR_COUNT_MAX
 from edge_client.wire.weights import Dense, Sparse, Weights
@@ -39,7 +39,6 @@ from edge_client.wire.weights import Dense, Sparse, Weights
 _HEAD = struct.Struct("<II8sHH")
 _SCALE = struct.Struct("<e")
 _HALF_BYTES = 2
-_LEB_BYTES_MAX = 5  # a count is below 2**32
 
 Halves = npt.NDArray[np.float16]
 Ints = npt.NDArray[np.int64]
@@ -161,7 +160,7 @@ def _encoded(weights: Sparse, sizes: Ints, codec: Codec) -> tuple[bytes, bytes]:
         raise LocalWireError(f"levels {levels.min()} to {levels.max()} do not fit {width} bits")
     table = bytearray()
     for k, scale in zip(weights.counts.tolist(), weights.scales.tolist(), strict=True):
-        table += _leb(k)
+        table += leb128.encode(k)
         if k:
             table += _SCALE.pack(scale)
     coded = np.repeat(weights.counts < sizes, weights.counts)
@@ -246,7 +245,7 @@ def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[Ints, npt.NDArr
     counts, scales = [], []
     at = _HEAD.size
     for size in sizes:
-        k, at = _read_leb(body, at)
+        k, at = leb128.read(body, at)
         if k > size:
             raise RemoteWireError("bad_tensors", f"{k} values for a tensor of {size}")
         scale = 0.0
@@ -265,23 +264,3 @@ def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[Ints, npt.NDArr
 def pack(runs: Sequence[rice.Bits]) -> bytes:
     """Concatenate bit runs and pack them into bytes, padding with zeros."""
     return np.packbits(np.concatenate(runs)).tobytes() if runs else b""
-
-
-def _leb(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_leb(body: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for i in range(_LEB_BYTES_MAX):
-        if at + i >= len(body):
-            break
-        value |= (body[at + i] & 0x7F) << (7 * i)
-        if not body[at + i] & 0x80:
-            return value, at + i + 1
-    raise RemoteWireError("bad_frame", "a tensor count is not a LEB128 number below 2**32")

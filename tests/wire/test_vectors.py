@@ -102,10 +102,13 @@ def test_chunks_have_these_bytes(vector):
     assert chunks.decode(body) == chunk
 
 
-def test_the_worked_example_of_the_specification_is_a_vector():
+@pytest.mark.parametrize(
+    ("place", "vectors", "name"), [(1, "updates", "worked-example"), (2, "models", "ternary worked example")]
+)
+def test_the_worked_examples_of_the_specification_are_vectors(place, vectors, name):
     """docs/wire.md shows the very bytes that the code writes."""
-    block = SPEC.read_text().split("### Worked example")[1].split("```")[1]
+    block = SPEC.read_text().split("### Worked example")[place].split("```")[1]
     shown = "".join(token for line in block.splitlines() for token in line[:50].split() if len(token) == 2)
-    vector = next(v for v in load("updates") if v["name"] == "worked-example")
+    vector = next(v for v in load(vectors) if v["name"] == name)
 
     assert shown.replace("xx", "") == vector["frame"][:-8]

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.commit import commit
+from aggregator.commit import EXACT_MAX, commit
 from aggregator.fold import Bucket, Fold
+from aggregator.hidden import FINE_BITS
 from aggregator.staleness import polynomial
 from edge_client.wire.limits import FRACTION_BITS
 from edge_client.wire.sparse import Update
@@ -63,21 +64,22 @@ def test_sums_are_exact_for_every_float16():
 def test_no_delay_gives_fedavg_to_the_last_bit():
     """I10: K = cohort, τ = 0 and s = 1 equal the sample-weighted mean computed in exact integers."""
     updates = [make_update(seed, n_samples=10 + 7 * seed) for seed in range(5)]
-    grid = tuple(np.arange(size, dtype=np.int32) for size in SIZES)
+    before = tuple(np.arange(size, dtype=np.int64) for size in SIZES)
     fold = folded(updates, "samples")
 
-    result = commit(grid, STEP_EXPS, fold, {0: polynomial(0, 0.5, 20)}, 1.0)
+    result = commit(before, STEP_EXPS, fold, {0: polynomial(0, 0.5, 20)}, 1.0)
 
     total = sum(u.n_samples for u in updates)
-    for i, (values, step_exp) in enumerate(zip(grid, STEP_EXPS, strict=True)):
+    for i, (values, step_exp) in enumerate(zip(before, STEP_EXPS, strict=True)):
         exact = [0] * len(values)
         for update in updates:
             tensor = update.weights.tensors[i]
             unit = int(tensor.scale * 2**FRACTION_BITS) * update.n_samples
             for index, negative in zip(tensor.indices, tensor.negative, strict=True):
                 exact[index] += -unit if negative else unit
-        move = [np.rint(np.ldexp(v * (1.0 / total), -step_exp - FRACTION_BITS)) for v in map(float, exact)]
-        assert np.array_equal(result[i], values + np.array(move).astype(np.int32))
+        shift = FINE_BITS - step_exp - FRACTION_BITS
+        move = [np.rint(np.ldexp(v * (1.0 / total), shift)) for v in map(float, exact)]
+        assert np.array_equal(result[i], values + np.array(move).astype(np.int64))
 
 
 def with_statistics(seed, base, n_samples, changes):
@@ -91,15 +93,15 @@ def test_statistics_move_to_the_weighted_mean_of_the_devices():
     fold = Fold((*SIZES, 2), "samples")
     fold.add(with_statistics(1, 0, 30, [4.0, -1.0]))
     fold.add(with_statistics(2, 3, 10, [0.0, 3.0]))
-    grid = tuple(np.zeros(size, dtype=np.int32) for size in (*SIZES, 2))
+    before = tuple(np.zeros(size, dtype=np.int64) for size in (*SIZES, 2))
     weights = {0: 0.5, 3: 1.0}
 
-    result = commit(grid, (*STEP_EXPS, -16), fold, weights, server_lr=1.7, statistics=1)
+    result = commit(before, (*STEP_EXPS, -16), fold, weights, server_lr=1.7, statistics=1)
 
     first = (0.5 * 30 * 4.0 + 10 * 0.0) / (0.5 * 30 + 10)
     second = (0.5 * 30 * -1.0 + 10 * 3.0) / (0.5 * 30 + 10)
-    assert result[-1].tolist() == [round(first * 2**16), round(second * 2**16)]
-    plain = commit(grid[:-1], STEP_EXPS, folded_weights(fold), weights, server_lr=1.7)
+    assert result[-1].tolist() == [round(v * 2 ** (16 + FINE_BITS)) for v in (first, second)]
+    plain = commit(before[:-1], STEP_EXPS, folded_weights(fold), weights, server_lr=1.7)
     assert all(np.array_equal(a, b) for a, b in zip(result[:-1], plain, strict=True))
 
 
@@ -122,10 +124,10 @@ def test_stale_updates_count_less_and_never_vanish():
 
 def test_grid_values_saturate_instead_of_wrapping():
     """I5: a step that would leave the 32-bit grid stops at its edge."""
-    grid = (np.array([2**31 - 10], dtype=np.int32),)
+    before = (np.array([EXACT_MAX - 10]),)
     fold = Fold((1,), "uniform")
     fold.add(Update(0, b"\0" * 8, 1, 1, Sparse.of([SparseTensor(np.array([0]), np.array([False]), 1.0)])))
 
-    result = commit(grid, (-20,), fold, {0: 1.0}, 1.0)
+    result = commit(before, (-20,), fold, {0: 1.0}, 1.0)
 
-    assert result[0][0] == 2**31 - 1
+    assert result[0][0] == (2**31 - 1) << FINE_BITS == EXACT_MAX

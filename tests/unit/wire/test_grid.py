@@ -48,6 +48,70 @@ def test_deltas_lead_from_old_to_new(data, old):
     assert same(grid.apply(old, got, 7), new)
 
 
+@given(st.data(), MODEL)
+def test_deltas_add_in_any_grouping(data, first):
+    """I5: single deltas, merged ones and merged merged ones lead to the same values and hash."""
+    units = st.sampled_from([-32, -8, -1, 0, 0, 0, 1, 4, 32])
+    models = [first]
+    for _ in range(4):
+        models.append(
+            tuple(
+                (t + np.array(data.draw(st.lists(units, min_size=len(t), max_size=len(t))))).astype(np.int32)
+                for t in models[-1]
+            )
+        )
+    steps = [
+        grid.decode(grid.encode_delta(v + 1, v, models[v + 1], models[v]), sizes(first)) for v in range(4)
+    ]
+    cut = data.draw(st.integers(1, 3))
+    halves = [grid.decode(grid.merge(part), sizes(first)) for part in (steps[:cut], steps[cut:])]
+
+    for way in (steps, halves, [grid.decode(grid.merge(halves), sizes(first))]):
+        values, version = first, 0
+        for step in way:
+            values, version = grid.apply(values, step, version), step.version
+        assert version == 4
+        assert same(values, models[4])
+    assert grid.merge(halves) == grid.merge(steps) == grid.encode_delta(4, 0, models[4], first)
+
+
+def test_only_deltas_that_follow_each_other_are_merged():
+    """A gap between two deltas, a key-frame or nothing at all is refused."""
+    model = example()
+    one, two = (grid.decode(grid.encode_delta(v + 1, v, model, model), sizes(model)) for v in (0, 2))
+    whole = grid.decode(grid.encode_keyframe(1, model), sizes(model))
+    for steps in ([one, two], [whole], []):
+        with pytest.raises(ValueError, match="delta"):
+            grid.merge(steps)
+
+
+def test_equal_magnitudes_cost_positions_and_signs_only():
+    """A ternary tensor has no magnitude bits, whatever its power of two is."""
+    old = (np.zeros(1000, np.int32),)
+    new = [np.zeros(1000, np.int32)]
+    new[0][::10] = 1
+    one = grid.encode_delta(1, 0, new, old)
+    for exponent in (1, 12, 30):
+        other = grid.encode_delta(1, 0, (new[0] << exponent,), old)
+        assert len(other) == len(one)
+    new[0][0] = 3
+    assert len(grid.encode_delta(1, 0, new, old)) >= len(one) + 12
+
+
+def test_a_hostile_table_is_refused():
+    """A set reserved bit, gaps where none are sent, and a unit that leaves the grid are errors with a code."""
+    model = (np.array([1, -1], np.int32),)
+    body = bytearray(frame.decode(grid.encode_keyframe(4, model))[2])
+    at = 19  # the entry's fields, behind the header and a one-byte count
+    assert body[at : at + 2] == bytes((0xE0, 0x03))
+    for fields, code in ((0x83E0, "bad_stream"), (0x03E1, "bad_stream"), (0x7FE0, "bad_index")):
+        body[at : at + 2] = fields.to_bytes(2, "little")
+        with pytest.raises(RemoteWireError) as caught:
+            grid.decode(frame.encode(frame.Kind.KEYFRAME, bytes(body)), (2,))
+
+        assert caught.value.code == code
+
+
 def test_extreme_values_round_trip():
     """The saturation bounds of the grid survive a key-frame."""
     model = (np.array([grid.GRID_MAX, -grid.GRID_MAX], np.int32),)
@@ -86,7 +150,7 @@ def test_any_changed_byte_or_truncation_is_detected():
 @given(st.data())
 def test_hostile_bodies_raise_only_the_wire_error(data):
     """A body with bytes replaced decodes to int32 tensors of the right sizes, or is a RemoteWireError."""
-    model = example()
+    model = data.draw(st.sampled_from([example(), tuple(4 * np.sign(t) for t in example())]))
     body = bytearray(frame.decode(grid.encode_keyframe(4, model))[2])
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
