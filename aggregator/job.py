@@ -157,7 +157,7 @@ class Job:
             lossless=state.lossless,
             downlink_density=density,
             fine_bits=FINE_BITS,
-            included={p: (self.folded.get(p, 0), upto) for p, upto in sorted(cursor.items())},
+            included={p: self._range(p, upto) for p, upto in sorted(cursor.items())},
             bases={base: bucket.count for base, bucket in sorted(fold.buckets.items())},
             weights=weights,
             total_weight=fold.weight,
@@ -168,6 +168,11 @@ class Job:
             bytes_up=self._buffer.bytes_up,
         )
         return Sealed(manifest, state, keyframe, delta, lag)
+
+    def _range(self, partition: int, upto: int) -> tuple[int, int]:
+        """What the buffer holds of a partition: nothing when a restart reads it again from before that."""
+        after = self.folded.get(partition, 0)
+        return after, max(after, upto)
 
     def advance(self, sealed: Sealed, digest: str) -> list[VersionManifest]:
         """The head swung to `sealed`: start a new buffer; return the versions whose model blobs may go."""

@@ -146,6 +146,33 @@ def test_a_restart_after_a_commit_folds_nothing_again(drive, bundle):
     drive(body)
 
 
+def test_a_commit_in_the_middle_of_reading_again_folds_nothing_twice(drive, bundle):
+    """I1: an engine that reads one partition again commits while another's folded entries are yet to be passed."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        first, last = (
+            next(d for d in map("dev-{}".format, range(999)) if topics.partition(d, n) == at)
+            for n, at in ((site.ports.partitions, 0), (site.ports.partitions, site.ports.partitions - 1))
+        )
+        for seed, device in enumerate((first, last, last)):
+            await site.update(device, seed)
+        site.engine._memo_at = site.clock()  # it dies before the next memo
+        await site.step()
+        assert site.engine.jobs["job"].version == 1
+        for seed in range(3, 6):
+            await site.update(first, seed)
+
+        site.fresh_engine()
+        await site.engine.load()
+        await site.step()
+
+        job = site.engine.jobs["job"]
+        assert (job.version, job.manifest.bases, job.buffered) == (2, {1: 3}, 0)
+
+    drive(body)
+
+
 def test_two_racing_engines_make_one_chain(drive, bundle):
     """I3: the engine that loses the race reloads and goes on from the winner's version."""
 
