@@ -134,7 +134,7 @@ class Engine:
         if reason is not None:
             await self.end(job.spec.name, reason)
             return
-        granted = job.grant(now)
+        granted = await self.store.grant(job, now)
         self._dirty |= bool(granted)
         await asyncio.gather(
             *(self._downlink.say(topics.assign(device, job.spec.name), a) for device, a in granted)

@@ -15,8 +15,9 @@ from aggregator.hidden import FINE_BITS, State, follow
 from aggregator.history import History
 from aggregator.holdout import Holdout
 from aggregator.leases import Lease, Leases, Waiting
+from aggregator.path import Paths
 from aggregator.spec import JobSpec
-from aggregator.versions import VersionManifest, reference
+from aggregator.versions import VersionManifest, blobs_of, reference
 from edge_client.bundle import Manifest
 from edge_client.wire import grid, sparse
 from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
@@ -36,6 +37,7 @@ class JobMemo(msgspec.Struct):
     held: dict[str, Lease] = {}
     holdouts: dict[int, Holdout] = {}
     participants: list[str] = []
+    merged: dict[int, list[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Job:
         self.recent: dict[int, VersionManifest] = {self.manifest.version: self.manifest}
         self.history = History()
         self.leases = Leases()
+        self.paths = Paths(bundle.sizes)
         self.participants: set[str] = set()
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self._buffer = Buffer(Fold(bundle.sizes, spec.weighting))
@@ -174,18 +177,25 @@ class Job:
         after = self.folded.get(partition, 0)
         return after, max(after, upto)
 
-    def advance(self, sealed: Sealed, digest: str) -> list[VersionManifest]:
-        """The head swung to `sealed`: start a new buffer; return the versions whose model blobs may go."""
+    def advance(self, sealed: Sealed, digest: str) -> list[str]:
+        """The head swung to `sealed`: start a new buffer; return the digests of the blobs that may go."""
         self.digest, self.manifest, self.state = digest, sealed.manifest, sealed.state
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self._buffer = Buffer(Fold(self.bundle.sizes, self.spec.weighting))
         self.recent[self.version] = self.manifest
-        return [self.recent.pop(version) for version in sorted(self.recent) if not self.keeps(version)]
+        self.paths.extend(self.version, sealed.delta)
+        gone = [self.recent.pop(version) for version in sorted(self.recent) if not self.keeps(version)]
+        blobs = [ref.digest for manifest in gone for ref in blobs_of(manifest)]
+        return blobs + self.paths.forget(self.oldest)
+
+    @property
+    def oldest(self) -> int:
+        """The oldest version within reach of deltas; later ones are stored."""
+        return self.version - self.spec.staleness_max - VERSIONS_KEPT
 
     def keeps(self, version: int) -> bool:
         """True for versions whose model stays: the first, the best, and those within reach of deltas."""
-        oldest = self.version - self.spec.staleness_max - VERSIONS_KEPT
-        return version >= oldest or version in {0, self.best()}
+        return version >= self.oldest or version in {0, self.best()}
 
     def best(self) -> int | None:
         """The best version whose model is stored; late evaluations may still change which that is."""
@@ -252,6 +262,7 @@ class Job:
             held=dict(self.leases.held),
             holdouts=self.history.holdouts,
             participants=sorted(self.participants),
+            merged=self.paths.merged,
         )
 
     def recall(self, memo: JobMemo) -> None:
@@ -261,6 +272,7 @@ class Job:
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
         self.history.recall(memo.holdouts)
+        self.paths.merged = {version: list(digests) for version, digests in memo.merged.items()}
 
     def hashes(self) -> dict[int, str]:
         """Model hashes of the versions an update may be based on."""
@@ -275,7 +287,7 @@ class Job:
             version=self.version,
             version_hash=self.manifest.model_hash,
             bundle=self.bundle_ref,
-            model=self.path(ask.holds),
+            model=self.paths.find(ask.holds, self.manifest),
             plan=TrainingPlan(
                 steps=training.steps,
                 batch_size=training.batch_size or self.bundle.batch_size,
@@ -287,16 +299,3 @@ class Job:
             ),
             lease_s=self.spec.lease_s,
         )
-
-    def path(self, holds: int | None) -> tuple[BlobRef, ...]:
-        """Blobs that lead from version `holds` to the newest: the deltas, or the key-frame when it is smaller."""
-        keyframe = (self.manifest.keyframe,)
-        if holds is None or holds > self.version:
-            return keyframe
-        deltas = []
-        for version in range(holds + 1, self.version + 1):
-            manifest = self.recent.get(version)
-            if manifest is None or manifest.delta is None:
-                return keyframe
-            deltas.append(manifest.delta)
-        return tuple(deltas) if sum(d.size for d in deltas) <= keyframe[0].size else keyframe

@@ -13,7 +13,7 @@ from aggregator.job import Job, JobMemo, Sealed
 from aggregator.spec import JobSpec, check_bundle
 from aggregator.versions import (
     VersionManifest,
-    blobs_of,
+    load_delta,
     load_manifest,
     load_state,
     put_manifest,
@@ -25,7 +25,7 @@ from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, Port
 from edge_client.bundle import PARAMS, Bundle, BundleError, open_bundle
 from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
-from edge_client.wire.messages import BlobRef
+from edge_client.wire.messages import Assignment, BlobRef
 from firmware_tools.errors import ToolError
 from firmware_tools.inspect import inspect
 
@@ -134,9 +134,15 @@ class JobStore:
         surplus = job.advance(sealed, digest)
         job.history.add(record(digest, sealed.manifest))
         await self._swing(cells.version_key(job.spec.name), _version_cell(job))
-        for manifest in surplus:
-            for ref in blobs_of(manifest):
-                await blobs.delete(Digest(ref.digest))
+        for surplus_digest in surplus:
+            await blobs.delete(Digest(surplus_digest))
+
+    async def grant(self, job: Job, now: float) -> list[tuple[str, Assignment]]:
+        """Assignments for a job's free places, when every blob they name is stored."""
+        granted = job.grant(now)
+        for merged in job.paths.take_fresh():
+            await self._ports.blobs.put(merged)
+        return granted
 
     async def end(self, job: Job, reason: str, now: float) -> None:
         """Mark a job ended; admission refuses its updates from when it sees this."""
@@ -184,6 +190,9 @@ class JobStore:
         job.recall(memo)
         stored = {digest async for digest in blobs.list()}
         job.recent = {m.version: m for _, m in reversed(chain) if m.keyframe.digest in stored}
+        if job_record.state == "running":
+            for version in range(max(1, job.oldest), job.version + 1):
+                job.paths.extend(version, await load_delta(blobs, job.recent[version]))
         return job
 
     def _job(self, job_record: JobRecord, bundle: Bundle, head: tuple[str, VersionManifest, State]) -> Job:

@@ -103,6 +103,13 @@ async def load_state(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[in
     return State(model, await _load_frame(blobs, manifest, manifest.lag, sizes))
 
 
+async def load_delta(blobs: Blobs, manifest: VersionManifest) -> bytes:
+    """The delta that leads to a version, which is not the first; raise CorruptStateError."""
+    if manifest.delta is None:
+        raise CorruptStateError(f"{manifest.job} version {manifest.version} names no delta")
+    return await _get(blobs, manifest.delta.digest, f"delta of version {manifest.version}")
+
+
 async def _load_frame(
     blobs: Blobs, manifest: VersionManifest, ref: BlobRef, sizes: Sequence[int]
 ) -> tuple[Grid, ...]:

@@ -101,7 +101,7 @@ class Device:
         result = compress(delta, self.residual, plan.DENSITY, NORM_MAX)
         self.residual = result.residual_accepted
         return sparse.encode(
-            sparse.Update(version, grid.model_hash(model), 0, len(self.part.y), result.tensors)
+            sparse.Update(version, grid.model_hash(model), 0, len(self.part.y), result.weights)
         )
 
 

@@ -109,7 +109,7 @@ def _load(path: Path) -> configuration.DeviceConfig:
 def _table(report: store.Report) -> str:
 
     def held(version: int | None) -> str:
-        return "holds no model yet" if version is None else f"holds version {version}"
+        return "needs a key-frame" if version is None else f"holds version {version}"
 
     lines = [f"epoch {report['epoch']}, next seq {report['next_seq']}", f"jobs: {len(report['jobs'])}"]
     lines += [

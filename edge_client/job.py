@@ -35,7 +35,10 @@ Said = tuple[State, str, float | None]  # state, reason, progress of the last Ta
 
 @dataclass(slots=True)
 class Job:
-    """What the session remembers of one job; `ask` is the outstanding ask, or the next one's number."""
+    """What the session remembers of one job; `ask` is the outstanding ask, or the next one's number.
+
+    `held` is the version of the model that is here, 0 at first, since the bundle holds it; None after a mismatch.
+    """
 
     offer: Offer
     ask: int

@@ -30,7 +30,7 @@ def meet(device: Device, event: ev.OfferSeen, now: float) -> None:
     offer = event.offer
     job = device.jobs.get(offer.job)
     if job is None:
-        device.jobs[offer.job] = Job(offer, 0)
+        device.jobs[offer.job] = Job(offer, 0, held=0)
     elif job.phase is Phase.ENDING:
         job.successor = offer
     elif _essence(offer) != _essence(job.offer):
@@ -304,7 +304,7 @@ def leave(device: Device, job: Job, _event: Any, now: float) -> None:
     job.phase = Phase.ENDED
     restate(device, job, None, now)
     if job.successor is not None:
-        device.jobs[job.name] = Job(job.successor, 0)
+        device.jobs[job.name] = Job(job.successor, 0, held=0)
         consider(device, device.jobs[job.name], None, now)
 
 

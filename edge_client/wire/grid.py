@@ -18,9 +18,8 @@ equals the tensor's size no gaps are sent (their parameter is 0), so a dense key
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -87,22 +86,26 @@ def encode_delta(version: int, base_version: int, new: Sequence[Grid], old: Sequ
     return _encode(frame.Kind.DELTA, version, base_version, model_hash(new), wide)
 
 
-def merge(steps: Sequence[GridFrame]) -> bytes:
+def merge(steps: Iterable[GridFrame]) -> bytes:
     """One delta that leads where these lead one after another; grid values are added, so it is exact.
 
-    Raises ValueError when they do not follow each other or one is a key-frame.
+    Takes one step at a time, so that an iterator needs no memory for all of them. Raises ValueError when they do
+    not follow each other, one is a key-frame, or there is none.
     """
-    for before, after in pairwise(steps):
-        if after.base_version != before.version:
-            raise ValueError(f"a delta from {after.base_version} does not follow one to {before.version}")
-    if not steps or any(step.keyframe for step in steps):
-        raise ValueError("only deltas can be merged, and at least one")
-    total = [tensor.astype(np.int64) for tensor in steps[0].values]
-    for step in steps[1:]:
-        for i, tensor in enumerate(step.values):
-            total[i] += tensor
-    last = steps[-1]
-    return _encode(frame.Kind.DELTA, last.version, steps[0].base_version, last.model_hash, total)
+    total: list[npt.NDArray[np.int64]] = []
+    start, last = 0, None
+    for step in steps:
+        if step.keyframe or (last is not None and step.base_version != last.version):
+            raise ValueError(f"no delta from version {step.base_version if last is None else last.version}")
+        if last is None:
+            start = step.base_version
+            total = [np.zeros(len(values), dtype=np.int64) for values in step.values]
+        for i, values in enumerate(step.values):
+            total[i] += values
+        last = step
+    if last is None:
+        raise ValueError("no delta to merge")
+    return _encode(frame.Kind.DELTA, last.version, start, last.model_hash, total)
 
 
 def decode(data: bytes, sizes: Sequence[int]) -> GridFrame:

@@ -52,7 +52,7 @@ def test_participation_from_offer_to_receipt_and_on(bridge, node):
     bridge.offer()
     node.start()
     first = bridge.ask()
-    assert (first["n_samples"], first.get("holds")) == (40, None)
+    assert (first["n_samples"], first["holds"]) == (40, 0)
     bridge.assign(first, size=3_000_000, version=7)
     for state in ("pulling", "training", "uploading"):
         bridge.task(state)

@@ -11,11 +11,11 @@ from aggregator.commit import commit
 from aggregator.errors import RefusedError
 from aggregator.fold import Fold
 from aggregator.hidden import follow
-from aggregator.versions import blobs_of, load_manifest, load_state
+from aggregator.versions import blobs_of, load_manifest, load_model, load_state
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, Kind
 from broker_bridge.records import RejectionRecord, UpdateRecord
-from edge_client.wire import messages, sparse, topics
+from edge_client.wire import grid, messages, sparse, topics
 from edge_client.wire.messages import (
     Assignment,
     DeviceState,
@@ -281,19 +281,66 @@ def test_a_device_that_is_away_gets_no_place(drive, bundle):
 
 
 def test_a_device_with_an_older_version_gets_deltas(drive, bundle):
-    """I5: the deltas from what a device holds lead to the assigned hash, or the key-frame when that is smaller."""
+    """I5: what leads from the held version to the newest is the least of deltas, merged delta and key-frame."""
 
     async def body(site):
-        job = await site.start_job(bundle, buffer_size=1)
-        for seed in range(4):
+        job = await site.start_job(bundle, buffer_size=1, concurrency=9)
+        for seed in range(6):
             await site.update("dev-9", seed)
             await site.step()
-        deltas = [job.recent[v].delta for v in (3, 4)]
-        small = sum(d.size for d in deltas) <= job.manifest.keyframe.size
+        holds = {f"dev-{h}": None if h == 7 else h for h in (*range(8), 99)}
+        for device, version in holds.items():
+            await site.ask(device, holds=version)
+        await site.step()
 
-        assert job.path(2) == (tuple(deltas) if small else (job.manifest.keyframe,))
-        assert job.path(4) == ()
-        assert job.path(None) == job.path(99) == (job.manifest.keyframe,)
+        for device, version in holds.items():
+            assignment = await site.down(topics.assign(device, "job"), Assignment)
+            blobs = [await site.ports.blobs.get(blob.digest) for blob in assignment.model]
+            model, at = None, None
+            if version is not None and version <= job.version:
+                model = await load_model(site.ports.blobs, job.recent[version], job.bundle.sizes)
+                at = version
+                singles = [job.recent[v].delta for v in range(version + 1, 7)]
+                merged = grid.encode_delta(6, version, job.state.model, model)
+                least = min(sum(d.size for d in singles), len(merged), job.manifest.keyframe.size)
+                assert sum(map(len, blobs)) == (least if version < 6 else 0)
+            for blob in blobs:
+                frame = grid.decode(blob, job.bundle.sizes)
+                model, at = grid.apply(model, frame, at), frame.version
+            assert grid.model_hash(model).hex() == assignment.version_hash
+            if device in {"dev-7", "dev-99"}:
+                assert assignment.model == (job.manifest.keyframe,)
+        assert any(job.paths.merged.values())
+
+    drive(body)
+
+
+def test_merged_deltas_go_with_the_version_they_lead_to(drive, bundle):
+    """Retention reaches merged deltas, also those that an engine made before it was started again."""
+
+    async def body(site):
+        job = await site.start_job(bundle, buffer_size=1, staleness_max=0)
+        for seed in range(5):
+            await site.update("dev-1", seed)
+            await site.step()
+        await site.ask("dev-2", holds=1)
+        site.clock.now += 1
+        await site.step()
+        (digest,) = job.paths.merged[5]
+
+        site.fresh_engine()
+        await site.engine.load()
+        job = site.engine.jobs["job"]
+        assert job.paths.merged == {5: [digest]}
+        assert (job.paths.find(1, job.manifest)[0].digest, job.paths.merged) == (digest, {5: [digest]})
+        for seed in range(5, 14):
+            stored = {known async for known in site.ports.blobs.list()}
+            assert digest in stored
+            await site.update("dev-1", seed)
+            await site.step()
+
+        assert digest not in {known async for known in site.ports.blobs.list()}
+        assert not job.paths.merged
 
     drive(body)
 

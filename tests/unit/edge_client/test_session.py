@@ -255,7 +255,7 @@ def test_offer_of_a_server_set_up_afresh_is_taken_up(drive):
     drive.to(Phase.TRAINING)
     drive(ev.JobEnded(JobEnd("job", "this server knows no such job")))
     drive(ev.OfferSeen(offer()))
-    assert [a.holds for a in drive.asks()] == [None]
+    assert [a.holds for a in drive.asks()] == [0]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_another_bundle_under_a_name_is_another_job(drive, phase):
     removed = kinds(actions).index(ev.RemoveWorkspace)
     saved = next(i for i, a in enumerate(actions) if isinstance(a, ev.SaveJob) and a.row.offer == other)
     assert removed < saved
-    assert [a.holds for a in drive.asks()] == [None]
+    assert [a.holds for a in drive.asks()] == [0]
     assert drive.phase() is Phase.ASKING
 
 
