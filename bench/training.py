@@ -4,10 +4,11 @@
                              [--ort-training PYTHON]
 
 Same network, same initial parameters, same data, same optimiser (SGD, momentum 0.9), batch 32, one thread. Each
-measurement is a process of its own, and the frameworks take turns, so that a slow minute of the machine is slow for
-both. Reported are medians over the runs. The losses of both are compared: a faster step that computes something
-else would be none. PyTorch comes with `pip install torch==2.13.0`, a CPU build; it is imported in its own process only.
-onnxruntime-training is measured where its interpreter is named (step/ort_training.py says what that needs).
+framework trains in a process of its own, and in each run the processes take turns of a few steps, so that a slow
+second of the machine is slow for all. Reported are medians over the runs, of times and of the ratios within each run.
+The losses of both are compared: a faster step that computes something else would be none. PyTorch comes with
+`pip install torch==2.13.0`, a CPU build; it is imported in its own process only. onnxruntime-training is measured
+where its interpreter is named (step/ort_training.py says what that needs).
 """
 
 import argparse
@@ -15,19 +16,19 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 HERE = Path(__file__).parent / "step"
 sys.path.insert(0, str(HERE))
 
 from nets import NETS  # noqa: E402
-from onnx import numpy_helper  # noqa: E402
+from turns import MeasurementError, race, run  # noqa: E402
 
 from edge_client.bundle import open_bundle  # noqa: E402
 from edge_client.training import initial_params  # noqa: E402
@@ -39,38 +40,38 @@ BATCH = 32
 SAMPLES = 512
 SEED = 1
 VARIANTS = {"": {"quantize": "none"}, "@int8": {"quantize": "int8-weights"}, "@head": {"quantize": "none"}}
-BOUND = ("resnet8", "ds_cnn")
-TIMEOUT_S = 600
-REASON_MAX = 2000  # characters of a failed process's last words
+BOUND = ("resnet8", "ds_cnn")  # whose bare kernels are timed too
+MEASURES = ("ms", "ms_5", "first_step_s", "peak_bytes", "loss")
 
 
 def prepare(name: str, folder: Path) -> dict[str, Any]:
-    """Write the bundles and the data of a network; returns what the compiler says of it."""
+    """Write the bundles and the data of a network; returns its work and what its backward graphs keep."""
     net, rng = NETS[name], np.random.default_rng(SEED)
     model = net.build()
-    figures = {}
+    kept = {}
     for suffix, options in VARIANTS.items():
-        trainable = ("dense.*",) if suffix == "@head" else ("*",)
-        norm = "frozen" if suffix == "@head" else "train"
-        compiled = compile_training(model, trainable=trainable, batch_norm=norm, batch_size=BATCH, **options)
+        head = suffix == "@head"
+        compiled = compile_training(
+            model, trainable=("dense.*",) if head else ("*",), batch_norm="frozen" if head else "train",
+            batch_size=BATCH, **options,
+        )  # fmt: skip
         compiled.save(folder / f"{name}{suffix}.bundle")
-        figures[suffix] = compiled.pruning.chosen.activations_bytes
+        kept[suffix] = compiled.pruning.chosen.activations_bytes
     start = initial_params(open_bundle(folder / f"{name}.bundle"))
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     x = rng.standard_normal((SAMPLES, *net.sample)).astype(np.float32)
     y = rng.integers(0, net.classes, SAMPLES)
     onnx.save(model, folder / f"{name}.onnx")
     np.savez(folder / f"{name}.npz", **{**values, **start}, **{"x%": x, "y%": y})
-    return {"gflop": 2e-9 * multiply_adds_of(name), "activations_bytes": figures}
+    return {"gflop": 2e-9 * multiply_adds_of(model, net.sample), "activations_bytes": kept}
 
 
-def multiply_adds_of(name: str) -> int:
+def multiply_adds_of(model: onnx.ModelProto, sample: tuple[int, ...]) -> int:
     """Multiply-adds of a step: forward, and twice that backward but for the input gradient of the first layer."""
-    model, net = NETS[name].build(), NETS[name]
     graph = Graph(model.opset_import[0].version)
     graph.nodes = list(model.graph.node)
     graph.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    shapes = shapes_of(graph, {"x": (BATCH, *net.sample)}, ["logits"])
+    shapes = shapes_of(graph, {"x": (BATCH, *sample)}, ["logits"])
     forward = multiply_adds(graph.nodes, shapes, BATCH) or 0
     first = multiply_adds([n for n in graph.nodes if n.op_type == "Conv"][:1], shapes, BATCH) or 0
     for node in graph.nodes:
@@ -81,95 +82,69 @@ def multiply_adds_of(name: str) -> int:
     return 3 * forward - first
 
 
-class MeasurementError(Exception):
-    """A measuring process ended with an error; the message is its last lines."""
+def commands(name: str, folder: Path, *, torch: bool, ort_training: str) -> tuple[dict[str, list[str]], str]:
+    """The process of each framework and variant, and why onnxruntime-training is not among them."""
+    worker = [sys.executable, str(HERE / "worker.py")]
+    found = {"fedfleet": [*worker, "fedfleet", name, str(folder)]}
+    refused = ""
+    if torch:
+        found["torch"] = [*worker, "torch", name, str(folder)]
+    if ort_training:
+        try:
+            run("ort_training.py", "generate", name, folder, python=ort_training)
+            found["ort-training"] = [ort_training, str(HERE / "ort_training.py"), "train", name, str(folder)]
+        except MeasurementError as error:
+            refused = str(error)
+    for suffix in ("@int8", "@head"):
+        found[f"fedfleet{suffix}"] = [*worker, "fedfleet", f"{name}{suffix}", str(folder)]
+    return found, refused
 
 
-def started(script: str, *arguments: object, python: str = sys.executable) -> Any:
-    """What a measuring process prints; raises MeasurementError."""
-    command = [python, str(HERE / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    if done.returncode:
-        raise MeasurementError(f"{' '.join(command[1:])}:\n{done.stderr.strip()[-REASON_MAX:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measured(name: str, folder: Path, options: argparse.Namespace, rivals: Sequence[str]) -> dict[str, Any]:
-    """Every framework and variant in turn, as often as asked; medians, with all single results beside them.
-
-    A rival that cannot train the network at all is left out, with its own reason.
-    """
-    plans = [("fedfleet", name), *((rival, name) for rival in rivals)]
-    plans += [("fedfleet", f"{name}@int8"), ("fedfleet", f"{name}@head")]
-    lines: dict[str, list[dict[str, Any]]] = {}
-    peaks, refused = [], {}
-    for _ in range(options.runs):
-        peaks.append(started("kernels.py", "peak"))
-        for framework, variant in plans:
-            script, python = "worker.py", sys.executable
-            if framework == "ort-training":
-                script, python = "ort_training.py", options.ort_training
-            key = framework + variant.removeprefix(name)
-            if key in refused:
-                continue
-            try:
-                result = started(script, framework, variant, folder, options.steps, python=python)
-            except MeasurementError as error:
-                if framework != "ort-training":
-                    raise
-                refused[key] = str(error)
-            else:
-                lines.setdefault(key, []).append(result)
-    keys = ("ms", "ms_5", "first_step_s", "peak_bytes")
-    row: dict[str, Any] = {
-        key: {k: median(line[k] for line in found) for k in keys}
-        | {"ms_all": [round(line["ms"], 3) for line in found], "losses": found[0]["losses"]}
-        for key, found in lines.items()
-    }
-    return row | {"refused": refused, "peak_gflops": median(peaks)}
+def measured(plan: dict[str, list[str]], *, runs: int, steps: int) -> dict[str, Any]:
+    """Medians over the runs, and of the ratios to fedfleet within each; all single times beside them."""
+    races, peaks = [], []
+    for _ in range(runs):
+        peaks.append(run("kernels.py", "peak"))
+        races.append(race(plan, steps))
+    row: dict[str, Any] = {"peak_gflops": median(peaks)}
+    for key in plan:
+        row[key] = {m: median(r[key][m] for r in races) for m in MEASURES}
+        row[key]["ms_all"] = [round(r[key]["ms"], 3) for r in races]
+        for m in MEASURES[:-1]:
+            row[key][f"{m}_ratio"] = median(r[key][m] / r["fedfleet"][m] for r in races)
+    return row
 
 
 def report(name: str, row: dict[str, Any]) -> None:
     """One network's figures for people."""
-    mine, theirs = row["fedfleet"], row.get("torch")
-    rate = row["gflop"] / mine["ms"] * 1e3
-    print(
-        f"\n{name}: {row['gflop']:.3f} GFLOP a step; one large matrix product runs at {row['peak_gflops']:.0f} GFLOP/s"
-    )
-    print(
-        f"  fedfleet        {mine['ms']:8.2f} ms   {rate:5.1f} GFLOP/s, {100 * rate / row['peak_gflops']:.0f} % of that"
-    )
-    print(f"  int8 weights    {row['fedfleet@int8']['ms']:8.2f} ms")
-    head, kept = row["fedfleet@head"], row["activations_bytes"]
-    saved = 100 * (1 - kept["@head"] / kept[""])
-    print(
-        f"  head alone      {head['ms']:8.2f} ms   {mine['ms'] / head['ms']:.2f} x faster, {saved:.0f} % less activations kept"
-    )
-    if theirs:
-        gap = abs(mine["losses"][1] - theirs["losses"][1]) / theirs["losses"][1]
-        times, quick = (theirs[k] / mine[k] for k in ("ms", "ms_5"))
-        print(
-            f"  PyTorch eager   {theirs['ms']:8.2f} ms   fedfleet is {times:.2f} x as fast, {quick:.2f} x in each one's best 5 %"
-        )
-        print(f"                              its last loss differs by {gap:.1e}")
-        for what, key, unit in (("peak memory", "peak_bytes", 1e6), ("import + step 1", "first_step_s", 1)):
-            label = "MB" if key == "peak_bytes" else "s"
-            print(
-                f"  {what:15s} {mine[key] / unit:8.2f} {label:2s}   against {theirs[key] / unit:.2f}: 1/{theirs[key] / mine[key]:.1f}"
-            )
-    if "ort-training" in row:
-        other = row["ort-training"]
-        print(
-            f"  ort-training    {other['ms']:8.2f} ms   fedfleet is {other['ms'] / mine['ms']:.2f} x as fast; {other['peak_bytes'] / 1e6:.0f} MB"
-        )
-    elif row["refused"]:
-        print(f"  ort-training    cannot train it: {row['refused']['ort-training'].splitlines()[-1][:100]}")
+    mine, peak = row["fedfleet"], row["peak_gflops"]
+    rate, best = (row["gflop"] / mine[k] * 1e3 for k in ("ms", "ms_5"))
+    print(f"\n{name}: {row['gflop']:.3f} GFLOP a step; a large matrix product runs at {peak:.0f} GFLOP/s")
+    print(f"  {'':14s} {'median ms':>9s} {'best 5 %':>9s}  ratio, in the best 5 %")
+    for key in ("fedfleet", "fedfleet@int8", "fedfleet@head", "torch", "ort-training"):
+        if key in row:
+            it = row[key]
+            ratios = f"{it['ms_ratio']:6.2f}  {it['ms_5_ratio']:6.2f}"
+            print(f"  {key:14s} {it['ms']:9.2f} {it['ms_5']:9.2f}  {ratios}")
+    saved = 100 * (1 - row["activations_bytes"]["@head"] / row["activations_bytes"][""])
+    print(f"  {rate:.1f} GFLOP/s, {100 * rate / peak:.0f} % of the product's; {best:.1f} in the best 5 %")
+    print(f"  the head alone keeps {saved:.0f} % less of the activations")
+    for rival in ("torch", "ort-training"):
+        if rival in row:
+            it = row[rival]
+            memory = f"{mine['peak_bytes'] / 1e6:.0f} against {it['peak_bytes'] / 1e6:.0f} MB (1/{it['peak_bytes_ratio']:.1f})"
+            start = f"{mine['first_step_s']:.2f} against {it['first_step_s']:.2f} s (1/{it['first_step_s_ratio']:.1f})"
+            print(f"  {rival}: peak memory {memory}, import and first step {start}")
+    if "torch" in row:
+        print(f"  last losses {mine['loss']:.6f} and, of PyTorch, {row['torch']['loss']:.6f}")
+    if row["refused"]:
+        print(f"  ort-training cannot train it: {row['refused'].splitlines()[-1][:120]}")
     if "bound_ms" in row:
         parts = ", ".join(f"{k} {v:.1f}" for k, v in row["bound_ms"].items())
-        print(f"  bare kernels    {sum(row['bound_ms'].values()):8.2f} ms   {parts}")
+        print(f"  bare kernels {sum(row['bound_ms'].values()):.1f} ms: {parts}")
     total = sum(row["profile_ms"].values())
     top = ", ".join(f"{k} {100 * v / total:.0f} %" for k, v in list(row["profile_ms"].items())[:8])
-    print(f"  time goes to    {top}")
+    print(f"  time goes to {top}")
 
 
 def main() -> None:
@@ -180,31 +155,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path)
     parser.add_argument(
-        "--ort-training", default="", metavar="PYTHON", help="interpreter that has onnxruntime-training"
+        "--ort-training", default="", metavar="PYTHON", help="interpreter that has the package"
     )
     options = parser.parse_args()
     probe = [sys.executable, "-c", "import torch; print(torch.__version__)"]
     torch = subprocess.run(probe, capture_output=True, text=True, check=False)
-    rivals: tuple[str, ...] = () if torch.returncode else ("torch",)
-    if not rivals:
-        print("PyTorch is not installed (pip install torch==2.13.0): fedfleet is measured alone")
-    if options.ort_training:
-        rivals += ("ort-training",)
+    if torch.returncode:
+        print("PyTorch is not installed (pip install torch==2.13.0): fedfleet is measured without it")
     print(f"seeds: networks 0, data {SEED}; PyTorch {torch.stdout.strip() or 'absent'}")
     rows = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        for name in options.nets.split(","):
-            row = prepare(name, folder)
-            row |= measured(name, folder, options, rivals)
-            row["profile_ms"] = started("kernels.py", "profile", name, folder)
-            if name.partition("_plain")[0] in BOUND:
-                row["bound_ms"] = started("kernels.py", "bound", name)
-            report(name, row)
-            rows[name] = row
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    for name in options.nets.split(","):
+        with tempfile.TemporaryDirectory() as place:
+            row = prepare(name, Path(place))
+            plan, refused = commands(
+                name, Path(place), torch=not torch.returncode, ort_training=options.ort_training
+            )
+            row |= measured(plan, runs=options.runs, steps=options.steps) | {"refused": refused}
+            row["profile_ms"] = run("kernels.py", "profile", name, place)
+        if name.removesuffix("_plain") in BOUND:
+            row["bound_ms"] = run("kernels.py", "bound", name)
+        report(name, row)
+        rows[name] = row
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

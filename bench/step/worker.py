@@ -1,8 +1,10 @@
-"""Measures one framework training one network, in a process of its own; prints one line of JSON.
+"""Trains one network with one framework, in a process of its own, as many steps at a time as it is told.
 
-    python bench/step/worker.py fedfleet|torch NET FOLDER STEPS
+    python bench/step/worker.py fedfleet|torch NET FOLDER
 
-FOLDER holds NET.bundle and NET.npz, which has the initial parameters and the data. One thread, denormals flushed.
+Prints one line of JSON after the first step, and one after each line `N` on its input: the times of N more steps.
+Between them it waits, so that several such processes can take turns in short slices. FOLDER holds NET.bundle and
+NET.npz, which has the initial parameters and the data. One thread, denormals flushed.
 """
 
 import time
@@ -18,14 +20,13 @@ import numpy as np  # noqa: E402
 
 BATCH = 32
 RATE, MOMENTUM = 0.01, 0.9
-WARM_UP = 5  # steps before timing: memory is planned and pages are touched in the first
 
 Step = Callable[[np.ndarray, np.ndarray], float]
 
 
 def fedfleet(name: str, folder: Path) -> Step:
     """The trainer child's own session."""
-    from edge_client.training import TrainingSession  # noqa: PLC0415 - the other framework's process has none
+    from edge_client.training import TrainingSession  # noqa: PLC0415 - the other frameworks' processes have none
 
     session = TrainingSession(folder / f"{name}.bundle", flush_denormals=True)
     return lambda x, y: session.step(x, y, RATE)
@@ -57,28 +58,35 @@ def peak_bytes() -> int:
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def main() -> None:
-    """Train and print what it took."""
-    framework, name, folder, steps = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    with np.load(folder / f"{name.partition('@')[0]}.npz") as file:
+def serve(step: Step, data: Path, began: float) -> None:
+    """Train as told on standard input."""
+    with np.load(data) as file:
         x, y = file["x%"], file["y%"]
+    taken = 0
+
+    def train(count: int) -> dict[str, object]:
+        nonlocal taken
+        times = []
+        loss = 0.0
+        for _ in range(count):
+            rows = np.arange(taken * BATCH, (taken + 1) * BATCH) % len(y)
+            batch = x[rows], y[rows]
+            start = time.perf_counter()
+            loss = step(*batch)
+            times.append((time.perf_counter() - start) * 1e3)
+            taken += 1
+        return {"ms": times, "loss": loss, "peak_bytes": peak_bytes()}
+
+    print(json.dumps(train(1) | {"first_step_s": time.perf_counter() - began}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(train(int(line))), flush=True)
+
+
+def main() -> None:
+    """Serve the framework and network of the command line."""
+    framework, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     step = {"fedfleet": fedfleet, "torch": pytorch}[framework](name, folder)
-    losses, times = [], []
-    first = 0.0
-    for i in range(WARM_UP + steps):
-        rows = np.arange(i * BATCH, (i + 1) * BATCH) % len(y)
-        batch = x[rows], y[rows]
-        start = time.perf_counter()
-        losses.append(step(*batch))
-        end = time.perf_counter()
-        times.append((end - start) * 1e3)
-        first = first or end - BEGAN
-    low, median, high = np.percentile(times[WARM_UP:], [5, 50, 95])
-    result = {
-        "framework": framework, "net": name, "ms": median, "ms_5": low, "ms_95": high, "first_step_s": first,
-        "peak_bytes": peak_bytes(), "losses": [losses[0], losses[-1]],
-    }  # fmt: skip
-    print(json.dumps(result))
+    serve(step, folder / f"{name.partition('@')[0]}.npz", BEGAN)
 
 
 if __name__ == "__main__":
