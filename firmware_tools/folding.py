@@ -13,7 +13,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from edge_client.runtime import ort
-from firmware_tools.autodiff.graph import Array, Graph, value_info
+from firmware_tools.autodiff.graph import DYNAMIC, Array, Graph, shapes_of, value_info
 from firmware_tools.errors import ModelError
 
 BATCHES = (2, 3, 5)
@@ -41,6 +41,8 @@ def fold_shapes(
     seen = _observed(graph, sorted(read), sample_shape, batches)
     front: list[NodeProto] = []
     for name, values in seen.items():
+        if len({value.shape for value in values}) > 1:
+            continue
         per_sample = values[1] - values[0]
         fixed = values[0] - batches[0] * per_sample
         if not per_sample.any():
@@ -52,6 +54,10 @@ def fold_shapes(
     for node in rest:
         if node.op_type == "Reshape" and node.input[1] in replaced:
             _free_batch(node, seen[node.input[1]], constants)
+    graph.nodes, graph.constants = front + rest, constants
+    for node in rest:
+        if node.op_type == "ReverseSequence" and node.input[1] in seen:
+            _reverse_all(node, seen[node.input[1]], graph, sample_shape)
     return front + rest
 
 
@@ -118,3 +124,16 @@ def _free_batch(node: NodeProto, values: Sequence[Ints], constants: dict[str, Ar
         name = f"{node.input[1]}%target"
         constants[name] = np.where(follows, -1, values[0])
         node.input[1] = name
+
+
+def _reverse_all(node: NodeProto, lengths: Sequence[Ints], graph: Graph, sample: tuple[int, ...]) -> None:
+    """Make a Slice of a ReverseSequence of whole sequences, as which the backward half of a layer comes from Keras."""
+    shape = shapes_of(graph, {"x": (DYNAMIC, *sample)}, [node.input[0]]).get(node.input[0], ())
+    axis = next((a.i for a in node.attribute if a.name == "time_axis"), 0)
+    if axis < len(shape) and set(np.concatenate(lengths).tolist()) == {shape[axis]}:
+        bounds = {"start": -1, "end": -(2**31), "axis": axis, "step": -1}
+        names = [f"{node.output[0]}%{bound}" for bound in bounds]
+        graph.constants |= {n: np.array([v]) for n, v in zip(names, bounds.values(), strict=True)}
+        node.op_type = "Slice"
+        node.input[1:] = names
+        del node.attribute[:]

@@ -89,7 +89,8 @@ def _total(graph: Graph, parts: list[str]) -> str:
     sum of small ones.
     """
     if len(parts) > 2:
-        makers = {node.output[0]: node for node in graph.nodes}
+        sought = set(parts)
+        makers = {node.output[0]: node for node in graph.nodes if node.output[0] in sought}
         # Forwards in time, as the gradients of the inputs of all steps are joined too: the runtime does it once.
         found = [makers[part] for part in reversed(parts) if part in makers]
         if len(found) == len(parts) and all(_is_plain_product(node) for node in found):

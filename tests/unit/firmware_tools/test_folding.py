@@ -8,7 +8,7 @@ from onnx import helper
 
 from edge_client.bundle import INFER
 from firmware_tools import compile_training
-from firmware_tools.errors import ModelError
+from firmware_tools.errors import ModelError, NotDifferentiable
 from firmware_tools.prepare import prepare
 
 
@@ -82,3 +82,37 @@ def test_a_model_of_one_batch_size_is_refused(models):
 
     with pytest.raises(ModelError, match="shapes do not fit at a batch of"):
         prepare(model)
+
+
+def backwards(models, length):
+    """Sequences of 5 that are reversed, each over the `length` that a vector of the batch's size gives."""
+    weights = {"length": np.array([length]), "w": models.he(np.random.default_rng(0), 15, 4)}
+    weights["scale"] = np.arange(15, dtype=np.float32).reshape(5, 3)
+    nodes = [
+        node("Mul", ["in", "scale"], "a"),
+        node("Shape", ["in"], "batch", start=0, end=1),
+        node("Expand", ["length", "batch"], "lengths"),
+        node("ReverseSequence", ["a", "lengths"], "b", time_axis=1, batch_axis=0),
+        node("Flatten", ["b"], "c"),
+        node("MatMul", ["c", "w"], "out"),
+    ]
+    return models.model_of(nodes, weights, (5, 3), 4)
+
+
+def test_whole_sequences_are_reversed_by_a_slice(models):
+    """The backward half of Keras's bidirectional layers gets a gradient and keeps its answers."""
+    source = backwards(models, 5)
+    compiled = compile_training(source, quantize="none", trainable=("scale",))
+    x = np.random.default_rng(1).standard_normal((4, 5, 3)).astype(np.float32)
+    (want,) = ort.InferenceSession(source.SerializeToString()).run(None, {"in": x})
+    scale = np.arange(15, dtype=np.float32).reshape(5, 3)
+    (got,) = ort.InferenceSession(compiled.members[INFER]).run(None, {"x": x, "scale": scale})
+
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_parts_of_sequences_are_not(models):
+    """Where a part of each sequence is reversed the operator stays, which has no gradient."""
+    with pytest.raises(NotDifferentiable, match="of type ReverseSequence"):
+        compile_training(backwards(models, 3))
+    assert compile_training(backwards(models, 3), trainable=("w",)).manifest.parameters == 60
