@@ -18,8 +18,9 @@ SMOOTHING_SAMPLES_MIN = 50  # fewer hold-out samples than this say nothing
 class VersionRecord(msgspec.Struct):
     """Facts of one version, and what devices' hold-outs say of it.
 
-    `lag_norm` is the L2 norm of what its deltas have left out of the server's model so far; `lossless` that
-    its own left nothing out.
+    Of its updates `bytes_up` went over the wire, in frames of `bytes_frames`, where `bytes_bound` is what no code of
+    their values could be below. `lag_norm` is the L2 norm of what its deltas have left out of the server's model so
+    far; `lossless` that its own left nothing out.
     """
 
     version: int
@@ -29,6 +30,8 @@ class VersionRecord(msgspec.Struct):
     devices: list[str] = []
     staleness: dict[int, int] = {}
     bytes_up: int = 0
+    bytes_frames: int = 0
+    bytes_bound: int = 0
     bytes_keyframe: int = 0
     bytes_delta: int = 0
     lag_norm: float = 0.0

@@ -4,9 +4,11 @@
 """
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from aggregator import ending, staleness
 from aggregator.commit import commit
@@ -23,6 +25,7 @@ from edge_client.wire import grid, sparse
 from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
 from edge_client.wire.messages import CODECS, Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
 
+CODEC_BYTE = 3  # of a frame (docs/wire.md §4)
 VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
 
 
@@ -59,6 +62,8 @@ class Buffer:
     first_at: float = 0.0
     devices: list[str] = field(default_factory=list)
     bytes_up: int = 0
+    bytes_frames: int = 0
+    bytes_bound: float = 0.0
 
 
 class Job:
@@ -83,6 +88,8 @@ class Job:
         self.paths = Paths(bundle.sizes)
         self.participants: set[str] = set()
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
+        self.contributions: Counter[str] = Counter()  # updates folded so far, by device
+        self._sizes = np.array([t.size for t in bundle.tensors], dtype=np.int64)
         self._buffer = Buffer(Fold(bundle.sizes, spec.weighting))
 
     @property
@@ -111,6 +118,9 @@ class Job:
         buffer.fold.add(update)
         buffer.devices.append(device)
         buffer.bytes_up += wire_bytes
+        buffer.bytes_frames += len(frame)
+        buffer.bytes_bound += sparse.bound_bytes(update.weights, self._sizes, frame[CODEC_BYTE])
+        self.contributions[device] += 1
         self.leases.release(device)
         return self.version - update.base_version
 
@@ -169,6 +179,8 @@ class Job:
             fraction_bits=FRACTION_BITS,
             devices=tuple(self._buffer.devices),
             bytes_up=self._buffer.bytes_up,
+            bytes_frames=self._buffer.bytes_frames,
+            bytes_bound=round(self._buffer.bytes_bound),
         )
         return Sealed(manifest, state, keyframe, delta, lag)
 
@@ -272,12 +284,24 @@ class Job:
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
         self.history.recall(memo.holdouts)
+        self.contributions = Counter(name for record in self.history.records for name in record.devices)
         self.paths.merged = {version: list(digests) for version, digests in memo.merged.items()}
 
     def hashes(self) -> dict[int, str]:
         """Model hashes of the versions an update may be based on."""
         oldest = self.version - self.spec.staleness_max
         return {v: m.model_hash for v, m in sorted(self.recent.items()) if v >= oldest}
+
+    def density(self, device: str) -> float:
+        """The share of values in this device's next update: large at first, then less (Lin et al. 2018, §3.3).
+
+        It falls geometrically from `density_first` to `density` over the device's first `warmup` updates.
+        """
+        training = self.spec.training
+        if training.density_first is None:
+            return training.density
+        left = max(0.0, 1.0 - self.contributions[device] / training.warmup)
+        return float(training.density * (training.density_first / training.density) ** left)
 
     def _assignment(self, device: str, ask: Ask) -> Assignment:
         training = self.spec.training
@@ -292,7 +316,7 @@ class Job:
                 steps=training.steps,
                 batch_size=training.batch_size or self.bundle.batch_size,
                 learning_rate=training.learning_rate or self.bundle.learning_rate,
-                density=training.density,
+                density=self.density(device),
                 norm_max=self.spec.norm_max,
                 codec=training.codec if training.codec in ask.codecs else CODECS[0],
                 seed=zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode()),

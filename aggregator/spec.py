@@ -29,13 +29,16 @@ UNSUPPORTED_STRATEGIES = ("fedavg", "fedasync", "calibrated", "fadas")
 class TrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Local training; None takes the bundle's value.
 
-    `codec` is how updates travel; a device that does not speak it sends ternary ones.
+    `codec` is how updates travel; a device that does not speak it sends ternary ones. `density_first` begins a
+    warm-up: a device's first `warmup` updates carry more, falling to `density`.
     """
 
     steps: int = 20
     batch_size: int | None = None
     learning_rate: float | None = None
     density: float = 0.05
+    density_first: float | None = None
+    warmup: int = 10
     codec: str = CODECS[0]
 
 
@@ -133,6 +136,8 @@ def check(spec: JobSpec) -> None:
         ("training.batch_size", training.batch_size, 1, 65536),
         ("training.learning_rate", training.learning_rate, 1e-9, 100),
         ("training.density", training.density, 1e-5, 1),
+        ("training.density_first", training.density_first, training.density, 1),
+        ("training.warmup", training.warmup, 1, 10_000),
         ("end.versions_max", end.versions_max, 1, 10_000_000),
         ("end.deadline_s", end.deadline_s, 1, 10 * 365 * 86400),
         ("end.target_accuracy", end.target_accuracy, 0, 1),

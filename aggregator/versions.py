@@ -47,6 +47,8 @@ class VersionManifest(msgspec.Struct, frozen=True):
     fraction_bits: int = 0
     devices: tuple[str, ...] = ()
     bytes_up: int = 0
+    bytes_frames: int = 0
+    bytes_bound: int = 0
 
 
 def record(digest: str, manifest: VersionManifest) -> VersionRecord:
@@ -63,6 +65,8 @@ def record(digest: str, manifest: VersionManifest) -> VersionRecord:
         devices=list(manifest.devices),
         staleness=staleness,
         bytes_up=manifest.bytes_up,
+        bytes_frames=manifest.bytes_frames,
+        bytes_bound=manifest.bytes_bound,
         bytes_keyframe=manifest.keyframe.size,
         bytes_delta=manifest.delta.size if manifest.delta else 0,
         lag_norm=manifest.lag_norm,

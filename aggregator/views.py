@@ -1,5 +1,6 @@
 """What people see of jobs, versions, devices and bundles: plain dictionaries for API and commands."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -49,6 +50,7 @@ def job(engine: Engine, name: str) -> View:
         "rejected": rejected,
         "parameters": found.bundle.parameters,
         "bytes_up": sum(r.bytes_up for r in found.history.records),
+        **_price(found, found.history.records),
         "lag_norm": found.manifest.lag_norm,
         "spec": msgspec.to_builtins(record.spec),
     }
@@ -62,7 +64,18 @@ def version(found: Job, record: VersionRecord) -> View:
     view |= _figures(record.holdout.mean())
     view["staleness"] = {str(tau): n for tau, n in sorted(record.staleness.items())}
     view["stored"] = record.version in found.recent
+    view |= _price(found, [record])
     return view
+
+
+def _price(found: Job, records: Sequence[VersionRecord]) -> View:
+    """Bits an update takes per parameter, and its bytes over the entropy bound; null before there is one."""
+    updates, frames = sum(r.updates for r in records), sum(r.bytes_frames for r in records)
+    bound = sum(r.bytes_bound for r in records)
+    return {
+        "bits_per_parameter": 8 * frames / (updates * found.bundle.parameters) if updates else None,
+        "bytes_to_bound": frames / bound if bound else None,
+    }
 
 
 def _figures(metrics: Metrics | None) -> View:

@@ -40,19 +40,6 @@ REPEATS = 15
 BASE = bytes(8)
 
 
-def entropy(share: np.ndarray) -> np.ndarray:
-    """Bits a value of a mask of which this share is set."""
-    inside = np.clip(share, 1e-12, 1 - 1e-12)
-    return np.where(
-        (share > 0) & (share < 1), -inside * np.log2(inside) - (1 - inside) * np.log2(1 - inside), 0
-    )
-
-
-def bound(counts: np.ndarray, sizes: np.ndarray, value_bits: int) -> float:
-    """Bytes that no code of these densities can be below on average."""
-    return float((sizes * entropy(counts / sizes) + counts * value_bits).sum() / 8)
-
-
 def milliseconds(call: Callable[[], object]) -> float:
     """Median time of a call."""
     times = []
@@ -138,8 +125,7 @@ def measured(name: str, delta: list[np.ndarray], density: float, codec: str = "t
     row["bits_per_parameter"] = 8 * len(frame) / total
     if isinstance(made.weights, Sparse):
         counts = made.weights.counts
-        value_bits = 1 + sparse.LEVEL_BITS[made.codec]
-        least = bound(counts, np.array(sizes), value_bits)
+        least = sparse.bound_bytes(made.weights, np.array(sizes), made.codec)
         table = sum(1 + (k >= 128) + (k >= 16384) + 2 * (k > 0) for k in counts.tolist())
         row["streams_to_bound"] = (len(frame) - 32 - table) / least
         row["total_to_bound"] = len(frame) / least
@@ -155,7 +141,8 @@ def others(delta: list[np.ndarray], density: float) -> list[dict]:
     flat = np.abs(np.concatenate(delta))
     count = round(density * len(flat))
     positions = np.sort(np.argpartition(flat, -count)[-count:])
-    least = bound(np.array([count]), np.array([len(flat)]), 0)
+    share = count / len(flat)
+    least = -len(flat) * (share * np.log2(share) + (1 - share) * np.log2(1 - share)) / 8
     gaps = np.diff(positions, prepend=-1) - 1
     (r,) = bits.parameters(np.array([count]), np.array([len(flat)])).tolist()
     widths = np.full(count, r)

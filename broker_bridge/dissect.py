@@ -138,6 +138,10 @@ def _update(found: Dissection, data: bytes, body: memoryview, bundle: Manifest |
     sizes = [t.size for t in bundle.tensors]
     found.figures |= {"parameters": sum(sizes), "values sent": update.weights.kept, "L2 norm": update.norm()}
     found.figures["bits per parameter"] = 8 * len(data) / sum(sizes)
+    least = sparse.bound_bytes(update.weights, np.array(sizes), codec)
+    found.figures["entropy bound, bytes"] = least
+    if least:
+        found.figures["bytes to the bound"] = len(data) / least
     if isinstance(update.weights, Sparse):
         width = sparse.LEVEL_BITS[known[codec]]
         _streams(found, np.array(counts), np.array(sizes), width, len(data))
@@ -171,12 +175,6 @@ def _streams(found: Dissection, counts: sparse.Ints, sizes: sparse.Ints, width: 
     found.add((remainders + 7) // 8, "remainders of the gaps", f"{remainders} bits")
     used = sum(p.size for p in found.parts)
     found.add(total - 4 - used, "quotients of the gaps", f"{int(coded.sum())} unary codes")
-    share = counts / sizes
-    inside = np.clip(share, 1e-12, 1 - 1e-12)
-    entropy = np.where(share % 1 > 0, -inside * np.log2(inside) - (1 - inside) * np.log2(1 - inside), 0)
-    least = float((sizes * entropy + counts * (1 + width)).sum() / 8)
-    if least:
-        found.figures |= {"entropy bound, bytes": round(least, 1), "bytes to the bound": total / least}
 
 
 def _model(found: Dissection, data: bytes, body: memoryview, bundle: Manifest | None, _codec: int) -> None:

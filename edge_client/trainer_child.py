@@ -142,7 +142,13 @@ class Child:
             halved(delta[edge:]),
         )
         evaluation = Evaluation(
-            task.version, before, after, task.plan.steps, round(train_s, 3), session.memory_bytes
+            task.version,
+            before,
+            after,
+            task.plan.steps,
+            round(train_s, 3),
+            session.memory_bytes,
+            _norm(result.residual_accepted),
         )
         frame = sparse.encode(update, [t.size for t in manifest.tensors], result.codec)
         return Trained(frame, result.residual_accepted, result.residual_kept, evaluation)
@@ -177,6 +183,10 @@ def _failed(error: Exception) -> Failed:
     # Frames only: the text of a foreign exception might quote data.
     sys.stderr.writelines(traceback.format_tb(error.__traceback__))
     return Failed("internal", f"{type(error).__name__} in the trainer")
+
+
+def _norm(residual: bytes) -> float:
+    return float(np.linalg.norm(np.frombuffer(residual, dtype="<f2").astype(np.float64)))
 
 
 def _evaluated(session: TrainingSession, data: Samples) -> Metrics:

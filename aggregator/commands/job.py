@@ -161,7 +161,7 @@ def summary(found: dict[str, Any]) -> Table:
         ("updates", f"{found['updates']} folded, {found['buffered']} buffered, rejected: {rejected}"),
         ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
         ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
-        ("bytes up", f"{found['bytes_up']:,}"),
+        ("bytes up", f"{found['bytes_up']:,}{_price(found)}"),
         (
             "downlink",
             f"deltas of {found['spec']['downlink_density']:.3g} of the weights, lag {found['lag_norm']:.3g}",
@@ -188,6 +188,15 @@ def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
             f"{version['bytes_keyframe']:,} B",
         )
     return table
+
+
+def _price(found: dict[str, Any]) -> str:
+    """What an update takes, beside the bytes."""
+    if found["bits_per_parameter"] is None:
+        return ""
+    over = found["bytes_to_bound"]
+    bound = f", {over:.2f} x the entropy bound" if over is not None else ""
+    return f" ({found['bits_per_parameter']:.3f} bits a parameter{bound})"
 
 
 def _figure(found: dict[str, Any]) -> str:

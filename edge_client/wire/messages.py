@@ -183,6 +183,7 @@ class Evaluation(Message, frozen=True):
     steps: int = 0
     train_s: float = 0.0
     memory_bytes: int = 0  # peak resident size of the trainer child
+    residual_norm: float = 0.0  # L2 norm of what the update left out, should it be accepted
 
 
 class TaskStatus(Message, frozen=True):

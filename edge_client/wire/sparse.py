@@ -151,6 +151,21 @@ def decode(data: bytes, sizes: Sequence[int], statistics: int = 0) -> Update:
     return Update(version, base_hash, tag, n_samples, weights, changes)
 
 
+def bound_bytes(weights: Weights, sizes: Ints, codec: int) -> float:
+    """Bytes that no code of these weights can be below on average, envelope and table aside.
+
+    A tensor of n values that sends k of them costs n H(k/n) + k b bits, with b bits a value; a dense one its values.
+    `sizes` int64 are those of the tensors of weights.
+    """
+    if isinstance(weights, Dense):
+        return float(weights.values.nbytes)
+    share = np.clip(weights.counts / sizes, 1e-12, 1 - 1e-12)
+    entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    mixed = (weights.counts > 0) & (weights.counts < sizes)
+    value_bits = 1 + LEVEL_BITS[Codec(codec)]
+    return float((sizes * entropy * mixed + weights.counts * value_bits).sum() / 8)
+
+
 def _encoded(weights: Sparse, sizes: Ints, codec: Codec) -> tuple[bytes, bytes]:
     if codec not in LEVEL_BITS or len(weights.counts) != len(sizes) or (weights.counts > sizes).any():
         raise LocalWireError(f"kept values that do not fit {len(sizes)} tensors or codec {codec.name}")

@@ -613,3 +613,45 @@ def test_a_device_gets_the_jobs_codec_only_if_it_speaks_it(drive, bundle):
         assert [a.plan.codec for a in plans] == ["q8", "ternary"]
 
     drive(body)
+
+
+def test_a_devices_first_updates_carry_more(drive, bundle):
+    """The density falls geometrically over a device's own updates, restart or not, and then stays."""
+
+    async def body(site):
+        job = await site.start_job(
+            bundle, buffer_size=1, training={"density": 0.01, "density_first": 0.16, "warmup": 4}
+        )
+        seen = [job.density("dev")]
+        for seed in range(5):
+            await site.update("dev", seed)
+            await site.step()
+            if seed == 2:
+                site.fresh_engine()
+                await site.engine.load()
+            seen.append(site.engine.jobs["job"].density("dev"))
+
+        np.testing.assert_allclose(seen, [0.16, 0.08, 0.04, 0.02, 0.01, 0.01], rtol=1e-6)
+        assert site.engine.jobs["job"].density("other") == pytest.approx(0.16)
+
+    drive(body)
+
+
+def test_versions_tell_what_their_updates_cost(drive, bundle):
+    """Bits a parameter and bytes over the entropy bound come from the frames that were folded."""
+
+    async def body(site):
+        job = await site.start_job(bundle, buffer_size=2)
+        frames = [await site.update(f"dev-{seed}", seed) for seed in range(2)]
+        await site.step()
+        view = views.version(job, job.history.records[1])
+        sizes = np.array([t.size for t in job.bundle.tensors])
+        bound = sum(
+            sparse.bound_bytes(sparse.decode(f, job.bundle.sizes).weights, sizes, f[3]) for f in frames
+        )
+
+        assert view["bits_per_parameter"] == 8 * sum(map(len, frames)) / (2 * job.bundle.parameters)
+        assert view["bytes_to_bound"] == pytest.approx(sum(map(len, frames)) / bound, rel=0.01)
+        assert views.version(job, job.history.records[0])["bits_per_parameter"] is None
+
+    drive(body)

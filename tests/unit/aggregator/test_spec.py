@@ -58,6 +58,7 @@ def test_a_typo_gets_the_nearest_field():
         ({"end": {"target_accuracy": 2}}, "end.target_accuracy"),
         ({"end": {"target_loss": -1}}, "end.target_loss"),
         ({"strategy": "best"}, "strategy"),
+        ({"training": {"density": 0.1, "density_first": 0.05}}, "training.density_first"),
         ({"training": {"codec": "zip"}}, "training.codec is 'zip'; known: ternary, q4"),
     ],
 )
