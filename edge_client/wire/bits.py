@@ -1,8 +1,10 @@
 """Runs of Rice codes with one parameter a run, coded all together: no loop over values, and none over runs.
 
-Golomb (1966) with a power-of-two divisor, Rice & Plaunt (1971), split into two streams as in rice.py: a value v of
+Golomb (1966) with a power-of-two divisor, Rice & Plaunt (1971), split into two streams: a value v of
 a run with parameter r is v >> r in unary in one stream and r bits of remainder in the other.
 """
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from edge_client.wire.errors import RemoteWireError
 
 WIDTH_MAX = 31  # bits of a remainder: a gap is below 2**32
+BLOCK = 1 << 16  # fields unpacked at a time, so that what they need meanwhile stays in the cache
 
 Ints = npt.NDArray[np.int64]
 
@@ -24,6 +27,26 @@ def parameters(counts: Ints, sizes: Ints) -> Ints:
     # frexp gives the number of bits of an integer below 2**53 exactly.
     lengths: Ints = np.frexp(scaled.astype(np.float64))[1].astype(np.int64)
     return np.clip(lengths - 1, 0, WIDTH_MAX)
+
+
+def parameter(mean: float) -> int:
+    """The Rice parameter of values of this mean, for streams that say which it is; by the same formula."""
+    return min(max(math.frexp(0.9624 * (mean + 0.5))[1] - 1, 0), WIDTH_MAX)
+
+
+def pack_flags(flags: npt.NDArray[np.bool_]) -> bytes:
+    """One bit a value, padded to a byte with zeros."""
+    return np.packbits(flags).tobytes()
+
+
+def unpack_flags(data: memoryview, count: int) -> npt.NDArray[np.bool_]:
+    """Inverse of `pack_flags` for `count` values; raises RemoteWireError (`bad_stream`)."""
+    if len(data) != (count + 7) // 8:
+        raise RemoteWireError("bad_stream", f"a stream of {len(data)} B where {count} bits were expected")
+    flags = np.unpackbits(np.frombuffer(data, dtype=np.uint8)).astype(np.bool_)
+    if flags[count:].any():
+        raise RemoteWireError("bad_stream", "a stream is not padded with zeros")
+    return flags[:count]
 
 
 def pack_fixed(values: Ints, widths: Ints) -> bytes:
@@ -46,20 +69,24 @@ def pack_fixed(values: Ints, widths: Ints) -> bytes:
 
 def unpack_fixed(data: memoryview, widths: Ints) -> Ints:
     """Inverse of `pack_fixed`; raises RemoteWireError (`bad_stream`) unless `data` has just these values."""
-    ends = np.cumsum(widths)
-    total = int(ends[-1]) if len(ends) else 0
+    total = int(widths.sum())
     if len(data) != (total + 7) // 8:
         raise RemoteWireError("bad_stream", f"a stream of {len(data)} B where {total} bits were expected")
     if total % 8 and data[-1] & ((1 << (8 - total % 8)) - 1):
         raise RemoteWireError("bad_stream", "a stream is not padded with zeros")
+    values = np.zeros(len(widths), dtype=np.int64)
     if not total:
-        return np.zeros(len(widths), dtype=np.int64)
-    starts = ends - widths
+        return values
     words = np.frombuffer(bytes(data) + bytes(16 - len(data) % 8), dtype=">u8").astype(np.uint64)
-    at, skip = starts >> 6, (starts & 63).astype(np.uint64)
-    # A shift by 64 is undefined, so one bit is always shifted on its own.
-    joined = (words[at] << skip) | (words[at + 1] >> np.uint64(1) >> (np.uint64(63) - skip))
-    values: Ints = (joined >> np.uint64(1) >> (63 - widths).astype(np.uint64)).astype(np.int64)
+    passed = 0
+    for begin in range(0, len(widths), BLOCK):
+        mine = widths[begin : begin + BLOCK]
+        ends = np.cumsum(mine) + passed
+        starts, passed = ends - mine, int(ends[-1])
+        at, skip = starts >> 6, (starts & 63).astype(np.uint64)
+        # A shift by 64 is undefined, so one bit is always shifted on its own.
+        joined = (words[at] << skip) | (words[at + 1] >> np.uint64(1) >> (np.uint64(63) - skip))
+        values[begin : begin + BLOCK] = joined >> np.uint64(1) >> (63 - mine).astype(np.uint64)
     return values
 
 

@@ -7,36 +7,36 @@ grouping. Body of a KEYFRAME or DELTA frame, little-endian:
      4  u32  version it starts from (a key-frame: the same as above)
      8  8 B  hash of the model that this leads to
     16  u16  tensors
-    18  …    per tensor: LEB128 count k of non-zero values; when k > 0 also a u16: Rice parameter of the gaps
-             (bits 0 to 4), of the magnitudes (5 to 9), exponent of their unit (10 to 14)
+    18  …    per tensor: LEB128 count k of non-zero values; when k > 0 also a u16: Rice parameter of the magnitudes
+             (bits 0 to 4), exponent of their unit (5 to 9)
      …  …    signs | remainders of gaps | remainders of magnitudes | quotients of gaps, then of magnitudes
 
-each stream padded to a byte. A magnitude is n units of 2**exponent and coded as n - 1; a tensor whose magnitudes
-are all one unit has parameter 31 and sends none, so a ternary delta costs positions and signs only. When k
-equals the tensor's size no gaps are sent (their parameter is 0), so a dense key-frame pays nothing for indices.
+each stream padded to a byte, gaps as in an update. A magnitude is n units of 2**exponent and coded as n - 1; a tensor
+whose magnitudes are all one unit has parameter 31 and sends none, so a ternary delta costs positions and signs
+only. A tensor without zeros sends no gaps, so a key-frame pays next to nothing for places.
 """
 
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.wire import frame, leb128, rice
+from edge_client.wire import bits, frame, leb128, places
 from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import TENSOR_COUNT_MAX
-from edge_client.wire.sparse import pack
 
 Grid = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int64]
 GRID_MAX = 2**31 - 1  # saturation bound of a grid value
 HASH_BYTES = 8
 _HEAD = struct.Struct("<II8sH")
 _ENTRY = struct.Struct("<H")
-_FIELD_BITS = 5  # of each of the three fields of an entry
-_FIELD_MAX = 2**_FIELD_BITS - 1
-_ONE_UNIT = 31  # in place of the magnitudes' Rice parameter: each is one unit
+_FIELD_BITS = 5  # of each of the two fields of an entry
+_ONE_UNIT = 2**_FIELD_BITS - 1  # in place of the magnitudes' Rice parameter: each is one unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ def merge(steps: Iterable[GridFrame]) -> bytes:
 def decode(data: bytes, sizes: Sequence[int]) -> GridFrame:
     """Decode a KEYFRAME or DELTA against the sizes of the model's tensors.
 
-    Raises RemoteWireError: the codes of `frame.decode`, `bad_tensors`, `bad_stream` or `bad_index`.
+    Memory is bounded by 100 bytes a non-zero value, of which there are no more than the model has, 4 bytes a value, and
+    8 times the frame. Raises RemoteWireError: the codes of `frame.decode`, `bad_tensors`, `bad_stream` or `bad_index`.
     """
     kind, _, body = frame.decode(data)
     if kind not in (frame.Kind.KEYFRAME, frame.Kind.DELTA):
@@ -121,8 +122,8 @@ def decode(data: bytes, sizes: Sequence[int]) -> GridFrame:
     version, base, digest, count = _HEAD.unpack_from(body)
     if count != len(sizes):
         raise RemoteWireError("bad_tensors", f"{count} tensors where the model has {len(sizes)}")
-    entries, at = _read_table(body, sizes)
-    values = _decode_streams(body[at:], entries)
+    table, at = _read_table(body, sizes)
+    values = _decode_streams(body[at:], table)
     return GridFrame(version, base, digest, kind is frame.Kind.KEYFRAME, values)
 
 
@@ -150,126 +151,93 @@ def _encode(
 ) -> bytes:
     if len(values) > TENSOR_COUNT_MAX:
         raise LocalWireError(f"{len(values)} tensors are over {TENSOR_COUNT_MAX}")
-    table = bytearray()
-    signs, gap_q, gap_r, size_q, size_r = [], [], [], [], []
-    for tensor in values:
-        flat = tensor.astype(np.int64).ravel()
-        where = np.flatnonzero(flat)
-        table += leb128.encode(len(where))
-        if not len(where):
-            continue
-        nonzero = flat[where]
-        signs.append((nonzero < 0).astype(np.uint8))
-        r_gap = 0
-        if len(where) < len(flat):
-            gaps = np.diff(where, prepend=-1) - 1
-            r_gap = rice.parameter(float(gaps.mean()))
-            gap_q.append(rice.quotient_bits(gaps, r_gap))
-            gap_r.append(rice.remainder_bits(gaps, r_gap))
-        unit, counts = _units(np.abs(nonzero))
-        r_size = _ONE_UNIT
-        if counts.any():
-            r_size = min(rice.parameter(float(counts.mean())), _ONE_UNIT - 1)
-            size_q.append(rice.quotient_bits(counts, r_size))
-            size_r.append(rice.remainder_bits(counts, r_size))
-        table += _ENTRY.pack(r_gap | r_size << _FIELD_BITS | unit << 2 * _FIELD_BITS)
-    body = _HEAD.pack(version, base, digest, len(values)) + bytes(table)
-    body += pack(signs) + pack(gap_r) + pack(size_r) + pack([*gap_q, *size_q])
+    sizes = np.array([len(tensor) for tensor in values], dtype=np.int64)
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *values])
+    where = np.flatnonzero(flat)
+    counts = np.diff(np.searchsorted(where, np.cumsum([0, *sizes])))
+    nonzero = flat[where]
+    table, magnitudes, widths = _units(np.abs(nonzero), counts)
+    gaps, parameters = places.gaps(where - np.repeat(places.starts(sizes), counts), counts, sizes)
+    body = _HEAD.pack(version, base, digest, len(values)) + table + bits.pack_flags(nonzero < 0)
+    body += bits.pack_fixed(gaps & ((1 << parameters) - 1), parameters)
+    body += bits.pack_fixed(magnitudes & ((1 << widths) - 1), widths)
+    body += bits.pack_unary(np.concatenate([gaps >> parameters, magnitudes >> widths]))
     return frame.encode(kind, body)
 
 
-def _units(magnitudes: rice.Ints) -> tuple[int, rice.Ints]:
-    """Exponent of the largest power of two that divides all, and how many units each is, less one."""
-    together = int(np.bitwise_or.reduce(magnitudes))
-    exponent = (together & -together).bit_length() - 1
-    return exponent, (magnitudes >> exponent) - 1
+def _units(magnitudes: Ints, counts: Ints) -> tuple[bytes, Ints, Ints]:
+    """The table; of the tensors that send magnitudes, all of them in units, less one; the Rice parameter of each."""
+    table, sent, widths = bytearray(), [magnitudes[:0]], [magnitudes[:0]]
+    for begin, k in zip(places.starts(counts).tolist(), counts.tolist(), strict=True):
+        table += leb128.encode(k)
+        if not k:
+            continue
+        mine = magnitudes[begin : begin + k]
+        together = int(np.bitwise_or.reduce(mine))
+        unit = (together & -together).bit_length() - 1  # the largest power of two that divides all
+        r = _ONE_UNIT
+        if together >> unit != 1:
+            units = (mine >> unit) - 1
+            r = min(bits.parameter(float(units.mean())), _ONE_UNIT - 1)
+            sent.append(units)
+            widths.append(np.full(k, r, dtype=np.int64))
+        table += _ENTRY.pack(r | unit << _FIELD_BITS)
+    return bytes(table), np.concatenate(sent), np.concatenate(widths)
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor's line in the table."""
+class _Table:
+    """By tensor, int64: values that are not zero, Rice parameter of their magnitudes, exponent of their unit."""
 
-    size: int
-    k: int
-    r_gap: int = 0
-    r_size: int = _ONE_UNIT
-    unit: int = 0
-
-    @property
-    def gaps(self) -> int:
-        """Gaps that are sent."""
-        return self.k if self.k < self.size else 0
-
-    @property
-    def counts(self) -> int:
-        """Magnitudes that are sent."""
-        return self.k if self.r_size != _ONE_UNIT else 0
+    sizes: Ints
+    counts: Ints
+    parameters: Ints
+    units: Ints
 
 
-def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[list[_Entry], int]:
-    entries, at = [], _HEAD.size
+def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[_Table, int]:
+    rows, at = [], _HEAD.size
     for size in sizes:
         k, at = leb128.read(body, at)
         if k > size:
             raise RemoteWireError("bad_tensors", f"{k} values for a tensor of {size}")
-        if k == 0:
-            entries.append(_Entry(size, 0))
-            continue
-        if at + _ENTRY.size > len(body):
-            raise RemoteWireError("bad_frame", "the model ends inside its tensor table")
-        (fields,) = _ENTRY.unpack_from(body, at)
-        at += _ENTRY.size
-        parts = [fields >> shift & _FIELD_MAX for shift in range(0, 3 * _FIELD_BITS, _FIELD_BITS)]
-        if fields >> 3 * _FIELD_BITS or (k == size and parts[0]):
+        fields = _ONE_UNIT
+        if k:
+            if at + _ENTRY.size > len(body):
+                raise RemoteWireError("bad_frame", "the model ends inside its tensor table")
+            (fields,) = _ENTRY.unpack_from(body, at)
+            at += _ENTRY.size
+        if fields >> 2 * _FIELD_BITS:
             raise RemoteWireError("bad_stream", f"an entry of the tensor table is {fields:#06x}")
-        entries.append(_Entry(size, k, *parts))
-    return entries, at
+        rows.append((size, k, fields & _ONE_UNIT, fields >> _FIELD_BITS))
+    return _Table(*np.array(rows, dtype=np.int64).reshape(-1, 4).T), at
 
 
-def _decode_streams(body: memoryview, entries: Sequence[_Entry]) -> tuple[Grid, ...]:
-    ends = np.cumsum(
-        [
-            (sum(e.k for e in entries) + 7) // 8,
-            (sum(e.gaps * e.r_gap for e in entries) + 7) // 8,
-            (sum(e.counts * e.r_size for e in entries) + 7) // 8,
-        ]
-    )
-    if int(ends[-1]) > len(body):
+def _decode_streams(body: memoryview, table: _Table) -> tuple[Grid, ...]:
+    total = int(table.counts.sum())
+    parameters = places.parameters(table.counts, table.sizes)
+    told = np.where(table.parameters != _ONE_UNIT, table.counts, 0)
+    widths = np.repeat(table.parameters, told)
+    lengths = [(n + 7) // 8 for n in (total, int(parameters.sum()), int(widths.sum()))]
+    edges = np.cumsum([0, *lengths]).tolist()
+    if edges[-1] > len(body):
         raise RemoteWireError("bad_stream", "the model ends inside its streams")
-    signs = rice.BitReader(body[: ends[0]])
-    gap_r = rice.BitReader(body[ends[0] : ends[1]])
-    size_r = rice.BitReader(body[ends[1] : ends[2]])
-    quotients = rice.UnaryReader(body[ends[2] :], sum(e.gaps + e.counts for e in entries))
-    places = [_places(entry, quotients, gap_r) for entry in entries]
-    out = []
-    for entry, where in zip(entries, places, strict=True):
-        magnitudes = _magnitudes(entry, quotients, size_r)
-        dense = np.zeros(entry.size, dtype=np.int32)
-        dense[where] = np.where(signs.take(entry.k).astype(np.bool_), -magnitudes, magnitudes)
-        out.append(dense)
-    for reader in (signs, gap_r, size_r):
-        reader.finish()
-    return tuple(out)
-
-
-def _places(entry: _Entry, quotients: rice.UnaryReader, remainders: rice.BitReader) -> rice.Ints:
-    if not entry.gaps:
-        return np.arange(entry.k, dtype=np.int64)
-    gaps = rice.decode(quotients.take(entry.k), remainders.take(entry.k * entry.r_gap), entry.r_gap)
-    # A hostile quotient could overflow the running sum, so each gap is bounded before it is added.
-    if int(gaps.max()) >= entry.size:
-        raise RemoteWireError("bad_index", f"a gap of {int(gaps.max())} in a tensor of {entry.size} values")
-    where = np.cumsum(gaps + 1) - 1
-    if int(where[-1]) >= entry.size:
-        raise RemoteWireError("bad_index", f"index {int(where[-1])} in a tensor of {entry.size} values")
-    return where
-
-
-def _magnitudes(entry: _Entry, quotients: rice.UnaryReader, remainders: rice.BitReader) -> rice.Ints:
-    counts = np.ones(entry.k, dtype=np.int64)
-    if entry.counts:
-        r = entry.r_size
-        counts += rice.decode(quotients.take(entry.k), remainders.take(entry.k * r), r)
-    if entry.k and int(counts.max()) > GRID_MAX >> entry.unit:
+    signs, gap_rest, size_rest = (body[a:b] for a, b in pairwise(edges))
+    quotients = bits.unpack_unary(body[edges[-1] :], len(parameters) + len(widths))
+    gaps = quotients[: len(parameters)] << parameters | bits.unpack_fixed(gap_rest, parameters)
+    magnitudes = np.ones(total, dtype=np.int64)
+    magnitudes[np.repeat(told > 0, table.counts)] += quotients[len(parameters) :] << widths | (
+        bits.unpack_fixed(size_rest, widths)
+    )
+    del quotients
+    units = np.repeat(table.units, table.counts)
+    if (magnitudes > GRID_MAX >> units).any():
         raise RemoteWireError("bad_index", "a grid value does not fit 32 bits")
-    return counts << entry.unit
+    magnitudes <<= units
+    np.negative(magnitudes, out=magnitudes, where=bits.unpack_flags(signs, total))
+    del units, widths
+    where = places.indices(gaps, table.counts, table.sizes)
+    where += np.repeat(places.starts(table.sizes), table.counts)
+    flat = np.zeros(int(table.sizes.sum()), dtype=np.int32)
+    flat[where] = magnitudes
+    return tuple(np.split(flat, np.cumsum(table.sizes)[:-1]))

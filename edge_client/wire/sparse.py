@@ -31,7 +31,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.wire import bits, frame, leb128, rice
+from edge_client.wire import bits, frame, leb128, places
 from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import SAMPLES_MAX, TENSOR_COUNT_MAX
 from edge_client.wire.weights import Dense, Sparse, Weights
@@ -178,63 +178,28 @@ def _encoded(weights: Sparse, sizes: Ints, codec: Codec) -> tuple[bytes, bytes]:
         table += leb128.encode(k)
         if k:
             table += _SCALE.pack(scale)
-    coded = np.repeat(weights.counts < sizes, weights.counts)
-    gaps = _gaps(weights.indices, weights.counts)
-    if len(gaps) and int(gaps.min()) < 0:
-        raise LocalWireError("indices of an update must increase")
-    gaps = gaps[coded]
-    parameters = np.repeat(bits.parameters(weights.counts, sizes), weights.counts)[coded]
+    gaps, parameters = places.gaps(weights.indices, weights.counts, sizes)
     streams = np.packbits(weights.negative).tobytes()
     streams += bits.pack_fixed(levels - 1, np.full(len(levels), width, dtype=np.int64)) if width else b""
     streams += bits.pack_fixed(gaps & ((1 << parameters) - 1), parameters)
     return bytes(table), streams + bits.pack_unary(gaps >> parameters)
 
 
-def _gaps(indices: Ints, counts: Ints) -> Ints:
-    """Distance of each index from the one before it in its tensor, less one."""
-    gaps = np.diff(indices, prepend=-1) - 1
-    starts = (np.cumsum(counts) - counts)[counts > 0]
-    gaps[starts] = indices[starts]
-    return gaps
-
-
 def _read_sparse(
     body: memoryview, counts: Ints, scales: npt.NDArray[np.float64], sizes: Ints, width: int
 ) -> Sparse:
     total = int(counts.sum())
-    coded = np.where(counts < sizes, counts, 0)
-    parameters = np.repeat(bits.parameters(counts, sizes), coded)
+    parameters = places.parameters(counts, sizes)
     lengths = [(n + 7) // 8 for n in (total, total * width, int(parameters.sum()))]
     edges = np.cumsum([0, *lengths]).tolist()
     if edges[-1] > len(body):
         raise RemoteWireError("bad_stream", "the update ends inside its streams")
     signs, levels, remainders = (body[a:b] for a, b in pairwise(edges))
-    reader = rice.BitReader(signs)
-    negative = reader.take(total).astype(np.bool_)
-    reader.finish()
+    negative = bits.unpack_flags(signs, total)
     level = bits.unpack_fixed(levels, np.full(total, width, dtype=np.int64)) + 1 if width else None
     gaps = bits.unpack_unary(body[edges[-1] :], len(parameters)) << parameters
     gaps |= bits.unpack_fixed(remainders, parameters)
-    return Sparse(counts, scales, _indices(gaps, counts, coded, sizes), negative, level)
-
-
-def _indices(gaps: Ints, counts: Ints, coded: Ints, sizes: Ints) -> Ints:
-    """Indices from gaps: of tensors with every value all of them, of the others running sums."""
-    limit = np.repeat(sizes, coded)
-    # A hostile gap could overflow the running sum, so each is bounded before it is added.
-    if (gaps >= limit).any():
-        raise RemoteWireError("bad_index", f"a gap of {int(gaps.max())} is larger than its tensor")
-    ends = np.cumsum(gaps + 1)
-    starts = np.cumsum(coded) - coded
-    before = np.where(starts > 0, ends[np.maximum(starts - 1, 0)] if len(ends) else 0, 0)
-    sparse = ends - np.repeat(before, coded) - 1
-    if (sparse >= limit).any():
-        raise RemoteWireError("bad_index", "an index lies outside its tensor")
-    indices: Ints = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(
-        np.cumsum(counts) - counts, counts
-    )
-    indices[np.repeat(coded > 0, counts)] = sparse
-    return indices
+    return Sparse(counts, scales, places.indices(gaps, counts, sizes), negative, level)
 
 
 def _read_dense(body: memoryview, count: int, kind: np.dtype[np.floating]) -> Dense:
@@ -274,8 +239,3 @@ def _read_table(body: memoryview, sizes: Sequence[int]) -> tuple[Ints, npt.NDArr
         counts.append(k)
         scales.append(scale)
     return np.array(counts, dtype=np.int64), np.array(scales, dtype=np.float64), at
-
-
-def pack(runs: Sequence[rice.Bits]) -> bytes:
-    """Concatenate bit runs and pack them into bytes, padding with zeros."""
-    return np.packbits(np.concatenate(runs)).tobytes() if runs else b""

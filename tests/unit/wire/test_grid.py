@@ -1,5 +1,7 @@
 """Models on the grid: key-frames, deltas, hashes."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,13 +100,26 @@ def test_equal_magnitudes_cost_positions_and_signs_only():
     assert len(grid.encode_delta(1, 0, new, old)) >= len(one) + 12
 
 
+def test_memory_of_a_decoder_stays_below_its_bound():
+    """I6: decoding a key-frame takes no more memory than `decode` states, plus what Python itself needs."""
+    model = tuple(np.random.default_rng(t).integers(-9000, 9000, 20_000).astype(np.int32) for t in range(10))
+    data = grid.encode_keyframe(1, model)
+    values = sum(len(t) for t in model)
+    tracemalloc.start()
+    grid.decode(data, sizes(model))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak <= 104 * values + 8 * len(data) + 100_000
+
+
 def test_a_hostile_table_is_refused():
-    """A set reserved bit, gaps where none are sent, and a unit that leaves the grid are errors with a code."""
+    """A set reserved bit, magnitudes where none are sent, and a unit beyond the grid are errors with a code."""
     model = (np.array([1, -1], np.int32),)
     body = bytearray(frame.decode(grid.encode_keyframe(4, model))[2])
     at = 19  # the entry's fields, behind the header and a one-byte count
-    assert body[at : at + 2] == bytes((0xE0, 0x03))
-    for fields, code in ((0x83E0, "bad_stream"), (0x03E1, "bad_stream"), (0x7FE0, "bad_index")):
+    assert body[at : at + 2] == bytes((0x1F, 0x00))
+    for fields, code in ((0x041F, "bad_stream"), (0x0021, "bad_stream"), (0x03FF, "bad_index")):
         body[at : at + 2] = fields.to_bytes(2, "little")
         with pytest.raises(RemoteWireError) as caught:
             grid.decode(frame.encode(frame.Kind.KEYFRAME, bytes(body)), (2,))
