@@ -292,7 +292,8 @@ def _tiled(graph: Graph, flat: str, channels: int, shifts: tuple[int, int], ends
 
 
 def _zeros(graph: Graph, channels: int, count: int) -> str:
-    return graph.constant(np.zeros((channels, count), dtype=np.float32)) if count else ""
+    """Empty for none. Not a constant of the file: the runtime makes them when it loads the graph."""
+    return graph.add("ConstantOfShape", graph.ints(channels, count)) if count else ""
 
 
 def _guarded(graph: Graph, flat: str, channels: int, ends: tuple[int, int]) -> str:
