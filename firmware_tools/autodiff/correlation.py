@@ -161,9 +161,9 @@ def spread(graph: Graph, layout: Layout, gradient: str) -> str:
 
 
 def moved(graph: Graph, layout: Layout, flat: str) -> str:
-    """What `spread` gives as [O * moves, N * grid + extra], each row a shifted one; the largest shift comes first."""
-    shifts = layout.moves, layout.step
-    return _tiled(graph, flat, layout.outputs, shifts, (layout.front, layout.extra))
+    """What `spread` gives as [O * moves, N * grid + extra]: each row shifted further, in the order of the kernel."""
+    first = layout.front - (layout.moves - 1) * layout.step
+    return _tiled(graph, flat, layout.outputs, (layout.moves, -layout.step), (first, layout.extra))
 
 
 def weight_gradient(graph: Graph, layout: Layout, source: str, rows: str) -> str:
@@ -196,7 +196,6 @@ def input_gradient(graph: Graph, layout: Layout, weight: str, rows: str) -> str:
     w, channels, rank = layout.window, layout.inputs, len(layout.extents)
     order = [*(i + 2 for i in layout.others), 1, 0]
     if layout.moving >= 0:
-        weight = _reversed(graph, weight, layout.moving + 2)
         order.append(layout.moving + 2)
     turned = graph.add("Transpose", weight, perm=order)
     turned = graph.add("Reshape", turned, graph.ints(len(layout.taps) * channels, -1))
@@ -220,7 +219,6 @@ def _in_kernel_order(graph: Graph, layout: Layout, product: str) -> str:
         have = [-1, layout.moving, -2, *layout.others]
         sizes = {-1: layout.shape[0], -2: layout.shape[1], **dict(enumerate(layout.window.kernel))}
         product = graph.add("Reshape", product, graph.ints(*(sizes[i] for i in have)))
-        product = _reversed(graph, product, 1)
         want = [-1, -2, *range(len(layout.window.kernel))]
         product = graph.add("Transpose", product, perm=[have.index(i) for i in want])
     return graph.add("Reshape", product, graph.ints(*layout.shape))
@@ -278,7 +276,7 @@ def _shifted(graph: Graph, layout: Layout, source: str) -> str:
 def _tiled(graph: Graph, flat: str, channels: int, shifts: tuple[int, int], ends: tuple[int, int]) -> str:
     """[C, length] as [C * count, length + extra]: `front` zeros before the first row, each next one `step` further.
 
-    One copy: repeated with a period that is shorter than a row by `step`, and then cut into rows.
+    One copy: repeated with a period that is shorter than a row by `step`, which may be negative, and cut into rows.
     """
     (count, step), (front, extra) = shifts, ends
     gap = extra - step - front
@@ -309,11 +307,6 @@ def _cut(graph: Graph, flat: str, front: int, back: int) -> str:
         return flat
     end = -back if back else _TO_THE_END
     return graph.add("Slice", flat, graph.ints(front), graph.ints(end), graph.ints(1))
-
-
-def _reversed(graph: Graph, tensor: str, axis: int) -> str:
-    every = graph.ints(-1), graph.ints(-_TO_THE_END), graph.ints(axis), graph.ints(-1)
-    return graph.add("Slice", tensor, *every)
 
 
 def _extended(graph: Graph, tensor: str, counts: Sequence[int]) -> str:
