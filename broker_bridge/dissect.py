@@ -12,7 +12,7 @@ import numpy as np
 
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
 from edge_client.bundle import Manifest
-from edge_client.wire import bits, chunks, frame, grid, leb128, sparse
+from edge_client.wire import bits, chunks, frame, grid, leb128, places, sparse
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.weights import Sparse
 
@@ -184,23 +184,37 @@ def _model(found: Dissection, data: bytes, body: memoryview, bundle: Manifest | 
         (2, "tensors", count),
     ):  # fmt: skip
         found.add(size, name, value)
-    at = _MODEL_HEAD.size
+    at, counts, widths = _MODEL_HEAD.size, [], []
     for i in range(count):
         name = bundle.table[i].name if bundle and i < len(bundle.table) else f"tensor {i}"
         k, end = leb128.read(body, at)
-        meaning = f"{k} values"
+        meaning, width = f"{k} values", 0
         if k:
             (fields,) = struct.unpack_from("<H", body, end)
-            gap, size, unit = fields & 31, fields >> 5 & 31, fields >> 10 & 31
-            meaning += f", gaps r = {gap}, units of 2^{unit}" + (
-                ", one each" if size == 31 else f", r = {size}"
-            )
+            width, unit = fields & 31, fields >> 5
+            meaning += f", units of 2^{unit}" + (", one each" if width == 31 else f", r = {width}")
             end += 2
         found.add(end - at, name, meaning)
         at = end
+        counts.append(k)
+        widths.append(width)
     if bundle is not None:
         values = grid.decode(data, bundle.sizes).values
         found.figures |= {
             "parameters": sum(bundle.sizes), "non-zero": sum(int(np.count_nonzero(v)) for v in values),
             "bits per parameter": 8 * len(data) / sum(bundle.sizes),
         }  # fmt: skip
+        _model_streams(found, np.array(counts), np.array(bundle.sizes), np.array(widths), len(data))
+
+
+def _model_streams(
+    found: Dissection, counts: sparse.Ints, sizes: sparse.Ints, widths: sparse.Ints, total: int
+) -> None:
+    sent, told = int(counts.sum()), np.where(widths != 31, counts, 0)
+    gaps = places.parameters(counts, sizes)
+    magnitudes = int((told * widths).sum())
+    found.add((sent + 7) // 8, "signs", f"{sent} bits")
+    found.add((int(gaps.sum()) + 7) // 8, "remainders of the gaps", f"{gaps.sum()} bits")
+    found.add((magnitudes + 7) // 8, "remainders of the magnitudes", f"{magnitudes} bits")
+    used = sum(p.size for p in found.parts)
+    found.add(total - 4 - used, "quotients", f"{len(gaps)} of gaps, {told.sum()} of magnitudes")

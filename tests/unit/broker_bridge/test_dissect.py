@@ -91,7 +91,11 @@ def test_models_have_names_and_figures(model):
         assert found.error == ""
         assert tiled(found)
         assert found.figures["non-zero"] == count
-        assert "dense.weight" in [part.name for part in found.parts]
+        told = {part.name: part.value for part in found.parts}
+        assert {"signs", "remainders of the gaps", "remainders of the magnitudes", "quotients"} <= set(told)
+        assert told["signs"] == f"{count} bits"
+        assert ("one each" in told["dense.weight"]) == (found.kind == "DELTA frame")
+        assert "0 of magnitudes" in told["quotients"] or found.kind == "KEYFRAME frame"
 
 
 @pytest.mark.parametrize(
