@@ -28,7 +28,7 @@ from broker_bridge.ports.open import open_ports
 from broker_bridge.records import UpdateRecord
 from edge_client.bundle import open_bundle
 from edge_client.wire import messages, sparse, topics
-from edge_client.wire.messages import Receipt
+from edge_client.wire.messages import Ask, Assignment, Receipt
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
 
@@ -70,11 +70,15 @@ class Ledger:
     def __init__(self, port):
         self.frames = {}
         self.verdicts = {}
+        self.asks = {}  # by device and number
+        self.assignments = []  # of each device in their order, with its name
         self._lock = threading.Lock()
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="ledger")
+        self._client = mqtt.Client(  # the version that both brokers speak on this port
+            mqtt.CallbackAPIVersion.VERSION2, client_id="ledger", protocol=mqtt.MQTTv5
+        )
         self._client.on_message = self._seen
         self._client.on_connect = lambda client, *_: client.subscribe(
-            [(f"{topics.ROOT}/d/+/up/#", 1), (f"{topics.ROOT}/c/+/receipt", 1)]
+            [(f"{topics.ROOT}/{tree}", 1) for tree in ("d/+/up/#", "d/+/ask", "c/+/assign/+", "c/+/receipt")]
         )
         self._client.reconnect_delay_set(1, 1)
         self._client.connect("127.0.0.1", port)
@@ -82,6 +86,15 @@ class Ledger:
 
     def _seen(self, _client, _userdata, message):
         with self._lock:
+            device = message.topic.split("/")[3]
+            if message.topic.endswith("/ask"):
+                ask = messages.decode(Ask, message.payload)
+                self.asks[device, ask.ask] = ask
+                return
+            if "/assign/" in message.topic:
+                assignment = messages.decode(Assignment, message.payload)
+                self.assignments.append((device, assignment))
+                return
             if message.topic.endswith("/receipt"):
                 receipt = messages.decode(Receipt, message.payload)
                 if receipt.verdict != "incomplete":
@@ -209,6 +222,7 @@ async def _audit(path, bundle, ledger):
         assert len(set(uids)) == len(uids), "a uid is in the log twice"
         accepted = {uid for uid, seen in ledger.verdicts.items() if seen == {("accepted", "")} and ":" in uid}
         assert {uid for uid, seen in ledger.verdicts.items() if len(seen) > 1} == set(), "two verdicts"
+        assert accepted, "the ledger saw nothing"
         assert accepted & set(ledger.frames) <= set(uids), "an accepted update is not in the log"
         for entry in entries.values():
             record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)

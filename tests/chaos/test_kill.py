@@ -64,6 +64,32 @@ def test_a_device_killed_while_it_trains_comes_back(fleet, bundle):
     assert finish(fleet) >= 9
 
 
+def test_a_device_that_joins_late_catches_up_by_one_merged_delta(fleet, bundle):
+    """I5: what leads a newcomer from the bundle's version 0 to the newest is one blob smaller than that model."""
+    fleet.start_job(bundle)
+    for name in DEVICES:
+        fleet.start_device(name)
+    run_until(fleet, 5)
+
+    fleet.start_device("dev-e")
+    assignment = until(
+        lambda: next((a for name, a in fleet.ledger.assignments if name == "dev-e"), None),
+        "dev-e is assigned",
+    )
+    versions = fleet.api.versions("waves")
+    until(
+        lambda: any("dev-e" in v["devices"] for v in fleet.api.versions("waves")),
+        "an update of dev-e in a version",
+    )
+
+    assert fleet.ledger.asks["dev-e", assignment.ask].holds == 0
+    (blob,) = assignment.model
+    assert blob.size < versions[assignment.version]["bytes_keyframe"]
+    assert blob.size < sum(v["bytes_delta"] for v in versions[: assignment.version + 1])
+    assert fleet.api.job("waves")["rejected"] == {}
+    assert finish(fleet) >= 15
+
+
 def test_a_broker_killed_with_updates_in_flight_loses_none(fleet, bundle):
     """I1: kill -9 of the broker twice; devices send again what has no receipt."""
     fleet.start_job(bundle)
