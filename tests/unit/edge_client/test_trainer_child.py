@@ -139,6 +139,23 @@ def test_deltas_build_on_the_workspace(child, task, compiled, tmp_path):
     assert grid.decode((tmp_path / "ws" / GRID_FILE).read_bytes(), compiled.manifest.sizes).version == 1
 
 
+def test_a_merged_delta_starts_from_the_model_of_the_bundle(child, task, compiled, tmp_path):
+    """A device that has nothing but the bundle holds version 0: one delta over two versions leads to the newest."""
+    sizes = compiled.manifest.sizes
+    models = [grid.decode(compiled.members[PARAMS], sizes).values]
+    models += [tuple(v + n for v in models[0]) for n in (4, 12)]
+    steps = [grid.decode(grid.encode_delta(v + 1, v, models[v + 1], models[v]), sizes) for v in (0, 1)]
+    (tmp_path / "merged").write_bytes(grid.merge(steps))
+    (tmp_path / "key").write_bytes(grid.encode_keyframe(2, models[2]))
+    wanted = {"version": 2, "version_hash": grid.model_hash(models[2]).hex()}
+
+    merged = child.perform(changed(task, model_paths=(str(tmp_path / "merged"),), **wanted))
+    whole = child.perform(changed(task, model_paths=(str(tmp_path / "key"),), **wanted))
+
+    assert isinstance(merged, Trained)
+    assert merged.frame == whole.frame
+
+
 def test_a_damaged_workspace_needs_a_keyframe(child, task, tmp_path):
     """A torn model file counts as absent: a key-frame heals it."""
     (tmp_path / "ws" / GRID_FILE).write_bytes(b"torn")
