@@ -324,6 +324,18 @@ def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path, content):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_reason_of_several_lines_is_one_line(models, tmp_path):
+    """What onnx says over several lines is joined, and says which node is meant."""
+    model = models.mlp()
+    model.graph.node[2].op_type = "Unheard"
+    result = build(saved(tmp_path, model))
+
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "Unheard" in result.output
+    assert not (tmp_path / "m.bundle").exists()
+
+
 def test_a_bundle_that_cannot_be_written_leaves_no_file(models, tmp_path, monkeypatch):
     """A full disk is one line and exit code 1; neither bundle nor a part of it stays."""
     path = saved(tmp_path, models.mlp())
