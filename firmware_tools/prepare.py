@@ -87,7 +87,7 @@ def prepare(
     used = {name for node in nodes for name in node.input}
     kept = {k: v for k, v in renamed.items() if k in used}
     initializers = frozenset(rename(t.name) for t in graph.initializer if t.name in constants) & kept.keys()
-    nodes, parameters, separated = separate(nodes, kept, initializers, name)
+    nodes, parameters, separated = separate(nodes, kept, initializers, name, loaded.producer_name)
     notes = changed + notes + separated
     return Network(graph.name or "model", tuple(nodes), kept, parameters, sample, name, opset, notes)
 

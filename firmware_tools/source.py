@@ -16,6 +16,7 @@ from onnx.inliner import inline_local_functions
 from edge_client.wire.limits import FRAME_BYTES_MAX
 from firmware_tools.errors import ModelError
 from firmware_tools.precision import to_float32
+from firmware_tools.sharing import lost
 from firmware_tools.unrolling import unroll_loops
 
 OPSET_MIN = 18  # reductions take their axes as an input from here on; older models are converted up
@@ -42,7 +43,8 @@ def read(model: onnx.ModelProto | str | Path) -> tuple[onnx.ModelProto, tuple[st
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             raise ModelError(f"{_called(node)} holds a sub-graph; control flow cannot be trained")
     converted = _converted(inlined)
-    return converted, to_float32(converted)
+    converted.producer_name = own.producer_name  # onnx's converter drops it, and exporters have their ways
+    return converted, lost(own) + to_float32(converted)
 
 
 def _loaded(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:

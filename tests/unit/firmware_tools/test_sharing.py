@@ -99,3 +99,30 @@ def test_a_layer_that_is_applied_again_stays_one(models):
 
     assert [t.name for t in compiled.manifest.tensors] == ["w", "bias", "r", "shift", "head", "other"]
     assert compiled.notes == ()
+
+
+def test_pytorch_says_what_it_merged(models):
+    """In PyTorch's models an Identity of any values is a tensor of its own, and what is used again is shared."""
+    model = two_layers(models, np.zeros(4, np.float32))
+    model.producer_name = "pytorch"
+    shared = [t.name for t in compile_training(model).manifest.tensors]
+    model.graph.node.insert(0, helper.make_node("Identity", ["w2"], ["w3"]))
+    model.graph.node[-1].input[0] = "d"
+    model.graph.node.insert(4, helper.make_node("Gemm", ["c", "w3"], ["d"], transB=1))
+    named = [t.name for t in compile_training(model).manifest.tensors]
+
+    assert shared == ["w1", "bias", "bias_2", "w2"]
+    assert named == ["w1", "bias", "bias_2", "w3", "w2"]
+
+
+def test_parameters_that_left_no_trace_are_told(models):
+    """A parameter that PyTorch's exporter lists and does not store is named, with the remedy."""
+    model = two_layers(models, np.zeros(4, np.float32))
+    listed = "".join(f"p_{n}: PARAMETER target='{n}'\n" for n in ("w1", "w2", "w4"))
+    entry = model.graph.metadata_props.add()
+    entry.key, entry.value = "pkg.torch.export.ExportedProgram.graph_signature", listed
+
+    assert (
+        "1 of 3 parameters are shared, merged or folded in the file, as w4"
+        in compile_training(model).notes[0]
+    )

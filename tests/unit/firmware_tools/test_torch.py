@@ -48,11 +48,12 @@ class Encoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """PyTorch's own encoder layer with two heads over [batch, 5, 8]."""
+    """PyTorch's own encoder, two heads over [batch, 5, 8], its second layer a copy of the first."""
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        self.layer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x):
@@ -222,7 +223,7 @@ def test_batch_normalization_trains_like_pytorch(tmp_path, name):
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 @pytest.mark.parametrize("name", ["ds-cnn", "attention"])
 def test_a_fresh_model_trains_like_pytorch(tmp_path, name, dynamo):
-    """Biases of zero and scales of one, which the exporters merge, are trained one by one as in PyTorch."""
+    """Biases of zero and copied layers, which the older exporter merges, are trained one by one as in PyTorch."""
     if dynamo:
         pytest.importorskip("onnxscript")
     torch.manual_seed(0)
@@ -245,6 +246,32 @@ def test_a_fresh_model_trains_like_pytorch(tmp_path, name, dynamo):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     count = sum(p.numel() for p in module.parameters())
     assert compiled.manifest.parameters == count
+
+
+class Again(nn.Module):
+    """A fresh normalisation that is applied twice, and a layer that shares another's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.head(self.norm(torch.relu(self.first(x))) + self.second(x))
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+def test_what_a_module_shares_stays_shared(dynamo):
+    """A layer that is applied twice, even fresh, and a shared weight are each one tensor."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    module = Again().eval()
+    compiled = compile_training(exported(module, (5,), dynamo=dynamo), quantize="none")
+
+    assert compiled.manifest.parameters == sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
