@@ -15,6 +15,7 @@ from firmware_tools.autodiff import (
     quantization,
     recurrent,
     reduction,
+    resampling,
     selection,
     shape,
 )
@@ -33,6 +34,7 @@ RULES = (
     quantization,
     recurrent,
     reduction,
+    resampling,
     selection,
     shape,
 )

@@ -4,7 +4,7 @@ import math
 
 from firmware_tools.autodiff.elementwise import fit, mask
 from firmware_tools.autodiff.graph import FLOAT, Graph
-from firmware_tools.autodiff.registry import Call, Gradients, gradient
+from firmware_tools.autodiff.registry import Call, Gradients, expansion, gradient
 
 SELU_ALPHA, SELU_GAMMA = 1.6732631921768188, 1.0507010221481323  # the defaults of the ONNX operator
 GELU_CUBIC = 0.044715  # Hendrycks & Gimpel 2016 (arXiv:1606.08415), the tanh approximation
@@ -169,3 +169,10 @@ def _exp_tail(graph: Graph, below: str, x: str, alpha: float) -> str:
         return tail
     lift = graph.add("Mul", mask(graph, "Greater", x, graph.scalar(0.0)), graph.scalar(1.0 - alpha))
     return graph.add("Add", graph.add("Mul", tail, graph.scalar(alpha)), lift)
+
+
+@expansion("Mish")
+def mish(call: Call) -> None:
+    """The product x tanh(softplus(x)) (arXiv:1908.08681 §2)."""
+    g = call.graph
+    g.add("Mul", call.x, g.add("Tanh", g.add("Softplus", call.x)), output=call.y)

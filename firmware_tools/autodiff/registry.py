@@ -126,14 +126,17 @@ def gradient(
     return register
 
 
-def expansion(*op_types: str) -> Callable[[Expansion], Expansion]:
+def expansion(*op_types: str, settings: Sequence[int] = ()) -> Callable[[Expansion], Expansion]:
     """Register a function that writes operators with gradient rules in the place of a node.
 
-    It appends nodes to `Call.graph` that compute the node's outputs under their own names.
+    `settings` are as of `gradient`. It appends nodes to `Call.graph` that compute the node's outputs under their own
+    names.
     """
 
     def register(expand: Expansion) -> Expansion:
         EXPANSIONS.update(dict.fromkeys(op_types, expand))
+        if settings:
+            SETTINGS.update(dict.fromkeys(op_types, frozenset(settings)))
         return expand
 
     return register

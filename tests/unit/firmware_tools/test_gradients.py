@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from firmware_test_cases import CASES
 from firmware_test_derivatives import B, check, check_alone, run
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
+from firmware_tools import compile_training
 from firmware_tools.autodiff import Graph, differentiate, supported, table
 from firmware_tools.autodiff.graph import needed, shapes_of
 from firmware_tools.autodiff.reverse import lower
@@ -189,6 +190,36 @@ def test_a_pool_that_ends_in_padding_alone_is_refused():
 
     with pytest.raises(NotDifferentiable, match="lies in the padding"):
         differentiate(graph, shapes, "out", "seed", ["x"])
+
+
+@pytest.mark.parametrize(
+    ("scales", "attributes", "reason"),
+    [
+        ([1, 2, 1, 1], {}, "neither batch nor channels"),
+        ([1, 1, 2, 2], {"coordinate_transformation_mode": "tf_crop_and_resize"}, "regions of interest"),
+    ],
+)
+def test_rare_resizing_is_refused(scales, attributes, reason):
+    """Resizing along the channels, and by regions of interest, is refused with its reason."""
+    graph = Graph(18)
+    graph.add("Resize", "x", "", graph.constant(np.array(scales, np.float32)), output="out", **attributes)
+    after = tuple(n * s if n > 0 else n for n, s in zip((B, 2, 3, 4), scales, strict=True))
+
+    with pytest.raises(NotDifferentiable, match=f"Resize .*{reason}"):
+        differentiate(graph, {"x": (B, 2, 3, 4), "out": after}, "out", "seed", ["x"])
+
+
+def test_scales_of_a_resize_are_no_parameters(models):
+    """An initializer that says how much larger an image gets is a setting, which is never trained."""
+    weights = {"scales": np.array([1, 1, 2, 2], np.float32), "w": models.he(np.random.default_rng(0), 16, 4)}
+    nodes = [
+        helper.make_node("Resize", ["in", "", "scales"], ["a"]),
+        helper.make_node("Flatten", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["out"]),
+    ]
+    compiled = compile_training(models.model_of(nodes, weights, (1, 2, 2), 4))
+
+    assert [t.name for t in compiled.manifest.tensors] == ["w"]
 
 
 @pytest.mark.parametrize(

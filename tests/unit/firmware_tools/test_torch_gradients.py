@@ -151,6 +151,25 @@ def prelu(x, slope):
     return torch.where(x > 0, x, slope * x)
 
 
+def depth_to_space(x, *, blocksize, mode="DCR"):
+    if mode == "DCR":  # PyTorch has the blocks innermost in the channels
+        x = x.unflatten(1, (blocksize**2, -1)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(x, blocksize)
+
+
+def space_to_depth(x, *, blocksize):
+    return F.pixel_unshuffle(x, blocksize).unflatten(1, (-1, blocksize**2)).transpose(1, 2).flatten(1, 2)
+
+
+def resize(x, _roi, scales=None, sizes=None, *, mode, coordinate_transformation_mode, **_coefficients):
+    names = {"nearest": "nearest", "linear": {3: "linear", 4: "bilinear"}[x.ndim], "cubic": "bicubic"}
+    corners = (
+        {"align_corners": coordinate_transformation_mode == "align_corners"} if mode != "nearest" else {}
+    )
+    how = {"size": sizes.tolist()[2:]} if scales is None else {"scale_factor": scales.tolist()[2:]}
+    return F.interpolate(x, **how, mode=names[mode], **corners)
+
+
 def recurrent(kind, order):
     """A layer of PyTorch's; its gates stand in another `order`, its biases are two vectors."""
 
@@ -195,6 +214,7 @@ TABLE = {
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
     "Conv": conv,
     "ConvTranspose": conv_transpose,
+    "DepthToSpace": depth_to_space,
     "Div": torch.div,
     "Elu": F.elu,
     "Erf": torch.erf,
@@ -224,6 +244,7 @@ TABLE = {
     "Max": lambda *operands: functools.reduce(torch.maximum, operands),
     "MaxPool": max_pool,
     "Mean": lambda *operands: sum(operands) / len(operands),
+    "Mish": F.mish,
     "Min": lambda *operands: functools.reduce(torch.minimum, operands),
     "Mul": torch.mul,
     "Neg": torch.neg,
@@ -241,12 +262,14 @@ TABLE = {
     "Reshape": lambda x, shape: x.reshape(
         [x.shape[i] if n == 0 else n for i, n in enumerate(shape.tolist())]
     ),
+    "Resize": resize,
     "Selu": lambda x, alpha=None, gamma=None: F.selu(x) if alpha is None else gamma * F.elu(x, alpha),
     "Sigmoid": torch.sigmoid,
     "Slice": sliced,
     "Softmax": lambda x, axis=-1: F.softmax(x, axis),
     "Softplus": F.softplus,
     "Softsign": F.softsign,
+    "SpaceToDepth": space_to_depth,
     "Split": split,
     "Sqrt": torch.sqrt,
     "Squeeze": lambda x, axes: x.squeeze(tuple(axes.tolist())),
