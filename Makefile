@@ -5,6 +5,7 @@
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
 # make fuzz    ten million hostile inputs to the decoders of the wire, some fifteen minutes
+# make bench-downlink   accuracy against bytes down, some half an hour
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi check bench bench-training bench-codec fuzz clean system-packages
+.PHONY: demo test test-pi check bench bench-training bench-downlink bench-codec fuzz clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -38,7 +39,7 @@ check: $(VENV)/test
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/test
-	@for script in $(filter-out bench/training.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/training.py bench/downlink.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
@@ -46,6 +47,9 @@ bench-training: $(VENV)/test
 
 fuzz: $(VENV)/test
 	@$(BIN)/python tests/fuzz/decoders.py -runs=10000000 -max_len=2000 -rss_limit_mb=400 -print_final_stats=1
+
+bench-downlink: $(VENV)/test
+	@$(BIN)/python bench/downlink.py --out bench/results/downlink.json
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench

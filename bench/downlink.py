@@ -1,6 +1,6 @@
 """What a lossy shared state costs and saves: accuracy against bytes down, for several densities of the deltas.
 
-    python bench/downlink.py [--seeds 3] [--versions 160] [--out bench/results/downlink.json]
+    python bench/downlink.py [--seeds 5] [--versions 160] [--out FILE]          (make bench-downlink)
 
 The demo's federation in one process: its network, sixteen devices, settings and stopping place, with the real
 trainer, uplink codec, fold, commit, hidden state and model frames, but no network: arrival is drawn from the seed.
@@ -100,9 +100,8 @@ class Device:
         delta = [(trained[name] - value).ravel() for name, value in start.items()]
         result = compress(delta, self.residual, plan.DENSITY, NORM_MAX)
         self.residual = result.residual_accepted
-        return sparse.encode(
-            sparse.Update(version, grid.model_hash(model), 0, len(self.part.y), result.weights)
-        )
+        update = sparse.Update(version, grid.model_hash(model), 0, len(self.part.y), result.weights)
+        return sparse.encode(update, session.bundle.manifest.sizes, result.codec)
 
 
 def run(
@@ -170,7 +169,7 @@ def run(
 def main() -> None:
     """Run every density over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--versions", type=int, default=160)
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--out", type=Path)

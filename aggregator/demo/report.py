@@ -12,6 +12,7 @@ CENTRALISED_POINTS_MAX = 6.0  # federated may be this many points below centrali
 LOCAL_POINTS_MIN = 15.0  # federated must be this many points above local-only
 INT8_POINTS_MAX = 0.5  # the INT8 file may lose this much against the model it was made from
 BYTES_RATIO_MIN = 40.0  # bytes per update must be so many times below dense fp32
+DOWN_RATIO_MIN = 8.0  # all that goes down, bundles included, against a dense fp32 model a participation
 SECONDS_MAX = 300.0
 
 
@@ -47,6 +48,7 @@ def failures(result: Result) -> list[str]:
     above = 100 * (result.federated - result.local_only)
     lost = 100 * (result.federated - result.int8)
     ratio = 4 * result.parameters / result.bytes_per_update
+    down = result.bytes_up_dense / max(1, result.bytes_down)
     checks = (
         (
             below <= CENTRALISED_POINTS_MAX,
@@ -60,6 +62,10 @@ def failures(result: Result) -> list[str]:
         (
             ratio >= BYTES_RATIO_MIN,
             f"updates are {ratio:.1f} times below dense fp32 (at least {BYTES_RATIO_MIN:g})",
+        ),
+        (
+            down >= DOWN_RATIO_MIN,
+            f"what goes down is {down:.1f} times below dense fp32 (at least {DOWN_RATIO_MIN:g})",
         ),
         (result.seconds <= SECONDS_MAX, f"the run took {result.seconds:.0f} s (at most {SECONDS_MAX:g})"),
     )
@@ -94,13 +100,17 @@ def facts(result: Result) -> Table:
         ("versions", f"{result.versions}, of {result.updates} updates; {result.end}"),
         ("chosen", f"version {result.chosen_version}, by the devices' own hold-outs"),
         ("staleness", f"{result.staleness_mean:.2f} versions on average"),
-        ("up", f"{result.bytes_up:,} B with asks, status and evaluations; dense fp32 updates: {dense:,} B"),
-        ("down", f"{result.bytes_down:,} B; dense fp32 models: {dense:,} B"),
+        ("up", f"{_against(result.bytes_up, dense)} dense fp32 updates; with asks, status and evaluations"),
+        ("down", f"{_against(result.bytes_down, dense)} dense fp32 models; with bundles and all messages"),
         ("time", f"{result.seconds:.0f} s"),
     )
     for label, value in rows:
         shown.add_row(f"[bold]{label}[/bold]", value)
     return shown
+
+
+def _against(size: int, dense: int) -> str:
+    return f"{size:,} B, {dense / max(1, size):.0f} times below {dense:,} B of"
 
 
 def _percent(value: float) -> str:

@@ -69,7 +69,8 @@ def test_no_device_holds_an_unseen_person():
         ({"federated": 0.80}, "below centralised"),
         ({"local_only": 0.75}, "above local-only"),
         ({"int8": 0.80}, "INT8"),
-        ({"bytes_per_update": 5000.0}, "dense fp32"),
+        ({"bytes_per_update": 5000.0}, "updates are"),
+        ({"bytes_down": 20_000_000}, "goes down"),
         ({"seconds": 301.0}, "took 301 s"),
     ],
 )
@@ -81,6 +82,8 @@ def test_each_condition_of_the_gate_can_fail(fields, word):
         "centralised": 0.88,
         "int8": 0.86,
         "bytes_per_update": 1000.0,
+        "bytes_up_dense": 126_000_000,
+        "bytes_down": 6_000_000,
         "parameters": 24_599,
         "seconds": 100.0,
     }
