@@ -64,3 +64,30 @@ def _transposed(call: Call, tensor: str, rank: int) -> str:
 
 def _rows(call: Call, tensor: str, width: int) -> str:
     return call.graph.add("Reshape", tensor, call.graph.ints(-1, width))
+
+
+@gradient("Einsum")
+def einsum(call: Call) -> Gradients:
+    """Another Einsum, of dy and the other operands; an index of one alone, a repeated one and `...` are refused."""
+    equation = call.attribute("equation", "").replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    parts = left.split(",")
+    if not arrow:  # ONNX's implicit form: what occurs once, in the order of the alphabet
+        result = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    if "." in equation or any(len(set(part)) < len(part) for part in (*parts, result)):
+        raise call.refused("its equation must have each index once an operand, and no ellipsis")
+    gradients: list[str | None] = []
+    for i, part in enumerate(parts):
+        if not call.wanted[i]:
+            gradients.append(None)
+            continue
+        others = [j for j in range(len(parts)) if j != i]
+        known = {c for j in others for c in parts[j]} | set(result)
+        if not result or not set(part) <= known:
+            raise call.refused(
+                f"operand {i} has an index that is neither in the result nor in another operand"
+            )
+        terms = ",".join([result, *(parts[j] for j in others)])
+        operands = [call.dy, *(call.input(j) for j in others)]
+        gradients.append(call.graph.add("Einsum", *operands, equation=f"{terms}->{part}"))
+    return gradients

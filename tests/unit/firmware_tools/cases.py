@@ -227,4 +227,9 @@ CASES = [
          coordinate_transformation_mode="half_pixel"),
     case("resize-cubic", "Resize", (B, 1, 5, 4), constants=(None, np.array([1, 1, 2, 2], F)), mode="cubic",
          coordinate_transformation_mode="half_pixel", cubic_coeff_a=-0.75),
+    case("einsum", "Einsum", (B, 2, 4), (B, 4, 3), equation="bij,bjk->bik"),
+    case("einsum-heads", "Einsum", (B, 2, 4), (3, 4, 5), equation="btd, hde -> bthe"),
+    case("einsum-scores", "Einsum", (B, 2, 3, 4), (B, 5, 3, 4), equation="bthe,bshe->bhts"),
+    case("einsum-three", "Einsum", (B, 3), (3, 4), (B, 4), equation="bi,ij,bj->b"),
+    case("einsum-implicit", "Einsum", (4, 3), (3, 2), equation="ca,ab"),
 ]  # fmt: skip

@@ -166,7 +166,9 @@ REFUSED = [
     ("Gather", [None, np.array([1])], {}, "picks from the batch"),
     ("ReduceL2", [None], {"noop_with_empty_axes": 1}, "runtimes disagree"),
     ("Cast", [None], {"to": TensorProto.FLOAT16}, "only float32"),
-    ("Einsum", [None], {"equation": "i->"}, ""),
+    ("Einsum", [None], {"equation": "i->"}, "operand 0 has an index"),
+    ("Einsum", [None], {"equation": "...i->i"}, "no ellipsis"),
+    ("NonMaxSuppression", [None], {}, ""),
 ]
 
 

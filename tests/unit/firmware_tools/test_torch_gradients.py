@@ -216,6 +216,7 @@ TABLE = {
     "ConvTranspose": conv_transpose,
     "DepthToSpace": depth_to_space,
     "Div": torch.div,
+    "Einsum": lambda *operands, equation: torch.einsum(equation, *operands),
     "Elu": F.elu,
     "Erf": torch.erf,
     "Exp": torch.exp,
