@@ -16,8 +16,8 @@ from firmware_tools.autodiff.graph import Graph, Shape
 from firmware_tools.autodiff.registry import Call, Gradients, gradient, lowering
 from firmware_tools.autodiff.window import Window, window_of
 
-# Where the copies that the weight gradient takes serve the input gradient faster than a convolution of its own: on small
-# maps, along one axis or to few channels ([32, 32, 14, 14] to 16, 3x3: 0.9 and 1.3 ms; to 32 and more it is the slower).
+# Where the copies that the weight gradient takes serve the input gradient faster than a convolution of its own: on
+# small maps, along one axis or to few channels ([32, 32, 14, 14] to 16, 3x3: 0.9 and 1.3 ms; to 32 it is slower).
 CHANNELS_MAX = 31
 POSITIONS_MAX = 256
 
