@@ -13,6 +13,7 @@ from firmware_tools.errors import CompileError, OptionError
 from firmware_tools.forward import Forward
 from firmware_tools.objective import Objective
 from firmware_tools.optimizer import append_update
+from firmware_tools.padding import whole
 
 
 def train_graph(
@@ -67,6 +68,7 @@ def infer_graph(forward: Forward, inputs: Mapping[str, Shape], objective: Object
 
 def serialized(model: onnx.ModelProto) -> bytes:
     """The bytes of a graph that onnx's checker finds valid; raises CompileError."""
+    whole(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
