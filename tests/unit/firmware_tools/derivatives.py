@@ -50,17 +50,19 @@ def concrete(shape):
     return tuple(BATCH if extent == DYNAMIC else extent for extent in shape)
 
 
+def placed(graph, value):
+    """Name of a case's constant in the graph; empty for an absent input."""
+    if value is None:
+        return ""
+    return graph.constant(value) if isinstance(value, np.ndarray) else graph.ints(*value)
+
+
 def forward_of(spec):
     """Graph of the operator; several outputs are multiplied by 1, 2, … and joined to one vector per sample."""
     graph = Graph(spec.opset)
-
-    def placed(value):
-        if value is None:
-            return ""
-        return graph.constant(value) if isinstance(value, np.ndarray) else graph.ints(*value)
-
     names = [f"in{i}" for i in range(len(spec.shapes))]
-    inputs = [*map(placed, spec.first), *names, *map(placed, spec.constants)]
+    before, after = ([placed(graph, value) for value in values] for values in (spec.first, spec.constants))
+    inputs = [*before, *names, *after]
     if spec.outputs == 1:
         graph.add(spec.op, *inputs, output="out", **spec.attributes)
     else:
