@@ -25,6 +25,7 @@ from edge_client.wire import grid, sparse
 from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
 from edge_client.wire.messages import CODECS, Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
 
+DELTA_VALUES_MIN = 64  # a delta carries at least so many: they take 80 B, less than the packet around them
 CODEC_BYTE = 3  # of a frame (docs/wire.md §4)
 VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
 
@@ -151,7 +152,8 @@ class Job:
         steps = [t.step_exp for t in self.bundle.table]
         statistics = len(self.bundle.statistics)
         exact = commit(self.state.exact(), steps, fold, weights, spec.server_lr, statistics=statistics)
-        density = 1.0 if draining else spec.downlink_density
+        least = DELTA_VALUES_MIN / self.bundle.parameters
+        density = 1.0 if draining else min(1.0, max(spec.downlink_density, least))
         state = follow(exact, self.state.model, steps, density, statistics=statistics)
         number = self.version + 1
         keyframe = grid.encode_keyframe(number, state.model)
