@@ -232,13 +232,16 @@ def test_what_is_not_built_is_unsupported(api, digest, fields):
 
 
 def test_versions_tell_what_made_them(api, trained):
-    """Each version says from how many updates it was made and whether its model is stored."""
+    """Each version says what it was made of, what devices pull of it and lack, and whether its model is stored."""
     versions = api.get(f"{trained}/versions").json()["versions"]
 
     assert [version["version"] for version in versions] == list(range(13))
     assert [version["updates"] for version in versions] == [0] + [1] * 12
     assert [v["version"] for v in versions if not v["stored"]] == [1, 2, 3]
     assert api.get(f"{trained}/versions/12").json() == versions[12]
+    assert all(0 < v["bytes_delta"] < v["bytes_keyframe"] for v in versions[1:])
+    assert all(v["lossless"] or v["lag_norm"] > 0 for v in versions)
+    assert api.get(trained).json()["lag_norm"] == versions[12]["lag_norm"]
     refused(api.get(f"{trained}/versions/13"), 404, "not_found", "0 to 12")
     refused(api.get(f"{trained}/versions/-1"), 404, "not_found", "0 to 12")
     refused(api.get(f"{trained}/versions/last"), 422, "bad_request", "number", "integer")

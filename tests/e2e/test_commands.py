@@ -199,9 +199,12 @@ def test_a_job_from_start_to_stop(up, bundle):
         "7",
         "--patience",
         "9",
+        "--downlink-density",
+        "0.25",
     )
     listed = up.json("job", "list")
     shown = up.json("job", "show", "whole")
+    words = up.run("job", "show", "whole").stdout
     table = up.run("job", "list").stdout
     stopped = up.json("job", "stop", "whole")
     watched = up.run("job", "watch", "whole").stdout
@@ -209,6 +212,8 @@ def test_a_job_from_start_to_stop(up, bundle):
     assert started["spec"]["training"]["steps"] == 7
     assert started["spec"]["end"]["patience"] == 9
     assert started["spec"]["cohort"] == "all"
+    assert started["spec"]["downlink_density"] == 0.25
+    assert "deltas of 0.25 of the weights, lag 0" in words
     assert "whole" in [job["name"] for job in listed]
     assert [version["version"] for version in shown["versions"]] == [0]
     assert "whole" in table
