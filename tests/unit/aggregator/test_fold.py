@@ -122,6 +122,21 @@ def test_stale_updates_count_less_and_never_vanish():
     assert all(w == weights[20] > 0 for w in weights[20:])
 
 
+def test_one_update_of_a_large_buffer_is_not_rounded_away():
+    """A change that is far below a grid step after division by a thousand updates still moves the model."""
+    fold = Fold((1,), "uniform")
+    fold.add(
+        Update(0, b"\0" * 8, 1, 1, Sparse.of([SparseTensor(np.array([0]), np.array([False]), 2.0**-10)]))
+    )
+    fold.buckets[0].weight = 1000  # the others did not send this value
+
+    (result,) = commit((np.zeros(1, dtype=np.int64),), (-16,), fold, {0: 1.0}, 1.0)
+
+    share = 2.0**-10 / 1000 * 2 ** (16 + FINE_BITS)
+    assert result.tolist() == [round(share)]
+    assert 0 < share < 2**FINE_BITS / 2
+
+
 def test_grid_values_saturate_instead_of_wrapping():
     """I5: a step that would leave the 32-bit grid stops at its edge."""
     before = (np.array([EXACT_MAX - 10]),)
