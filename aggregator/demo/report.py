@@ -12,7 +12,7 @@ CENTRALISED_POINTS_MAX = 6.0  # federated may be this many points below centrali
 LOCAL_POINTS_MIN = 15.0  # federated must be this many points above local-only
 INT8_POINTS_MAX = 0.5  # the INT8 file may lose this much against the model it was made from
 BYTES_RATIO_MIN = 40.0  # bytes per update must be so many times below dense fp32
-DOWN_RATIO_MIN = 8.0  # all that goes down, bundles included, against a dense fp32 model a participation
+DOWN_RATIO_MIN = 4.0  # all that goes down, bundles included, against a dense fp32 model a participation
 SECONDS_MAX = 300.0
 
 

@@ -70,7 +70,7 @@ def test_no_device_holds_an_unseen_person():
         ({"local_only": 0.75}, "above local-only"),
         ({"int8": 0.80}, "INT8"),
         ({"bytes_per_update": 5000.0}, "updates are"),
-        ({"bytes_down": 20_000_000}, "goes down"),
+        ({"bytes_down": 40_000_000}, "goes down"),
         ({"seconds": 301.0}, "took 301 s"),
     ],
 )
