@@ -78,7 +78,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_lr: float = 1.0
     weighting: Literal["uniform", "samples"] = "uniform"
     norm_max: float = 100.0
-    downlink_density: float = 0.1
+    downlink_density: float = 1.0
     lease_s: float = 120.0
     retry_s: float = 15.0
     seed: int = 0

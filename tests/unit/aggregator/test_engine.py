@@ -376,7 +376,7 @@ def test_a_draining_job_leaves_nothing_out(drive, bundle):
     """The last versions of a job carry all that deltas left out: nobody pays for their bytes any more."""
 
     async def body(site):
-        job = await site.start_job(bundle)
+        job = await site.start_job(bundle, downlink_density=0.1)
         for seed in range(3):
             await site.update(f"dev-{seed}", seed)
         await site.step()
