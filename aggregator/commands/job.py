@@ -164,7 +164,7 @@ def summary(found: dict[str, Any]) -> Table:
         ("bytes up", f"{found['bytes_up']:,}{_price(found)}"),
         (
             "downlink",
-            f"deltas of {found['spec']['downlink_density']:.3g} of the weights, lag {found['lag_norm']:.3g}",
+            f"deltas of {100 * found['spec']['downlink_density']:.3g} % of the weights, lag {found['lag_norm']:.3g}",
         ),
     )
     for label, value in rows:
@@ -174,7 +174,8 @@ def summary(found: dict[str, Any]) -> Table:
 
 def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
     """The newest versions as a table."""
-    table = Table("version", "updates", "τ:updates", "hold-out", "loss", "delta", "lag", "key-frame")
+    columns = ("version", "updates", "τ:n", "hold-out", "loss", "delta", "lag", "key-frame")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))  # fits 80 columns
     for version in versions[-count:]:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
         table.add_row(
@@ -184,7 +185,7 @@ def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
             _figure(version),
             _loss(version),
             f"{version['bytes_delta']:,} B",
-            "none" if version["lossless"] else f"{version['lag_norm']:.3g}",
+            "none" if version["lossless"] else f"{version['lag_norm']:.2g}",
             f"{version['bytes_keyframe']:,} B",
         )
     return table

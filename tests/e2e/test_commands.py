@@ -213,7 +213,7 @@ def test_a_job_from_start_to_stop(up, bundle):
     assert started["spec"]["end"]["patience"] == 9
     assert started["spec"]["cohort"] == "all"
     assert started["spec"]["downlink_density"] == 0.25
-    assert "deltas of 0.25 of the weights, lag 0" in words
+    assert "deltas of 25 % of the weights, lag 0" in words
     assert "whole" in [job["name"] for job in listed]
     assert [version["version"] for version in shown["versions"]] == [0]
     assert "whole" in table
