@@ -16,8 +16,9 @@ from edge_client.bundle import Manifest
 from edge_client.wire import grid
 from firmware_tools.autodiff.graph import Array, needed
 from firmware_tools.constants import fold_constants
-from firmware_tools.errors import ExportError, ModelError
+from firmware_tools.errors import CompileError, ExportError, ModelError
 from firmware_tools.forward import RANGE
+from firmware_tools.graphs import serialized
 from firmware_tools.integer import fold_batch_norms, quantize_biases
 
 Format = Literal["fp32", "int8"]
@@ -96,11 +97,9 @@ def _written(
     exported.ir_version = source.ir_version
     helper.set_model_props(exported, {"name": manifest.name, **properties})
     try:
-        onnx.checker.check_model(exported, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported model is not valid: {error}") from error
-    data: bytes = exported.SerializeToString(deterministic=True)
-    return data
+        return serialized(exported)
+    except CompileError as error:
+        raise ExportError(str(error)) from error
 
 
 def _values(manifest: Manifest, grid_values: Sequence[grid.Grid]) -> dict[str, Array]:

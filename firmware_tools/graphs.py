@@ -72,6 +72,6 @@ def serialized(model: onnx.ModelProto) -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CompileError(f"the compiled {model.graph.name} graph is not valid: {error}") from error
+        raise CompileError(f"the graph {model.graph.name} is not valid: {error}") from error
     data: bytes = model.SerializeToString(deterministic=True)
     return data
