@@ -7,18 +7,19 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from aggregator.admission import job_cell, version_cell
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.hidden import State
 from aggregator.job import Job, JobMemo, Sealed
 from aggregator.spec import JobSpec, check_bundle
 from aggregator.versions import (
     VersionManifest,
+    first,
     load_delta,
     load_manifest,
     load_state,
     put_manifest,
     record,
-    reference,
 )
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
@@ -122,8 +123,8 @@ class JobStore:
                 jobs[name] = await self._begin(job_record, bundle)  # the engine died inside `create`
                 continue
             jobs[name] = await self._resume(job_record, bundle, memos.get(name, JobMemo()))
-            if cell != msgspec.json.encode(_job_cell(jobs[name], job_record)):  # it died inside `end`
-                await self._swing(cells.job_key(name), _job_cell(jobs[name], job_record))
+            if cell != msgspec.json.encode(job_cell(jobs[name], job_record.state)):  # it died inside `end`
+                await self._swing(cells.job_key(name), job_cell(jobs[name], job_record.state))
         return jobs
 
     async def commit(self, job: Job, sealed: Sealed) -> None:
@@ -133,7 +134,7 @@ class JobStore:
         digest = await put_manifest(blobs, sealed.manifest)
         surplus = job.advance(sealed, digest)
         job.history.add(record(digest, sealed.manifest))
-        await self._swing(cells.version_key(job.spec.name), _version_cell(job))
+        await self._swing(cells.version_key(job.spec.name), version_cell(job))
         for surplus_digest in surplus:
             await blobs.delete(Digest(surplus_digest))
 
@@ -154,25 +155,17 @@ class JobStore:
         except PortError:
             self.records[job.spec.name] = before
             raise
-        await self._swing(cells.job_key(job.spec.name), _job_cell(job, ended))
+        await self._swing(cells.job_key(job.spec.name), job_cell(job, ended.state))
 
     async def _begin(self, job_record: JobRecord, bundle: Bundle) -> Job:
         keyframe = bundle.member(PARAMS)
-        model = grid.apply(None, grid.decode(keyframe, bundle.manifest.sizes), None)
+        manifest, state = first(job_record.spec.name, keyframe, bundle.manifest.sizes, job_record.created_at)
         await self._ports.blobs.put(keyframe)
-        manifest = VersionManifest(
-            job=job_record.spec.name,
-            version=0,
-            parent="",
-            at=job_record.created_at,
-            model_hash=grid.model_hash(model).hex(),
-            keyframe=reference(keyframe),
-        )
         digest = await put_manifest(self._ports.blobs, manifest)
-        job = self._job(job_record, bundle, (digest, manifest, State.start(model)))
+        job = self._job(job_record, bundle, (digest, manifest, state))
         job.history.add(record(digest, manifest))
-        await self._swing(cells.job_key(job.spec.name), _job_cell(job, job_record))
-        await self._swing(cells.version_key(job.spec.name), _version_cell(job))
+        await self._swing(cells.job_key(job.spec.name), job_cell(job, job_record.state))
+        await self._swing(cells.version_key(job.spec.name), version_cell(job))
         return job
 
     async def _resume(self, job_record: JobRecord, bundle: Bundle, memo: JobMemo) -> Job:
@@ -210,20 +203,3 @@ def decode_head(key: str, value: bytes, kind: type[S]) -> S:
         return msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptStateError(f"head {key}: {error}") from error
-
-
-def _job_cell(job: Job, job_record: JobRecord) -> cells.JobCell:
-    return cells.JobCell(
-        state=job_record.state,
-        sizes=job.bundle.sizes,
-        norm_max=job.spec.norm_max,
-        staleness_max=job.spec.staleness_max,
-        frame_bytes_max=job.frame_bytes_max(),
-        statistics=len(job.bundle.statistics),
-        measure=job.bundle.measure,
-        blobs=(job_record.bundle.digest,),
-    )
-
-
-def _version_cell(job: Job) -> cells.VersionCell:
-    return cells.VersionCell(version=job.version, manifest=job.digest, hashes=job.hashes())

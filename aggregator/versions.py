@@ -51,6 +51,13 @@ class VersionManifest(msgspec.Struct, frozen=True):
     bytes_bound: int = 0
 
 
+def first(job: str, keyframe: bytes, sizes: Sequence[int], at: float) -> tuple[VersionManifest, State]:
+    """Version 0 of a job, from the key-frame in its bundle; raise RemoteWireError when that does not decode."""
+    model = grid.apply(None, grid.decode(keyframe, sizes), None)
+    digest = grid.model_hash(model).hex()
+    return VersionManifest(job, 0, "", at, digest, reference(keyframe)), State.start(model)
+
+
 def record(digest: str, manifest: VersionManifest) -> VersionRecord:
     """The history record of a version, before anybody evaluated it."""
     staleness: dict[int, int] = {}
@@ -79,9 +86,14 @@ def reference(data: bytes) -> BlobRef:
     return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
 
 
+def encode(manifest: VersionManifest) -> bytes:
+    """A manifest as it is stored; its SHA-256 is the version's digest."""
+    return msgspec.json.encode(manifest)
+
+
 async def put_manifest(blobs: Blobs, manifest: VersionManifest) -> str:
     """Store a manifest and return its digest."""
-    return await blobs.put(msgspec.json.encode(manifest))
+    return await blobs.put(encode(manifest))
 
 
 async def load_manifest(blobs: Blobs, digest: str) -> VersionManifest:

@@ -4,7 +4,6 @@ The only process of a device that reads samples (I8): answers carry parameters, 
 value of the data, and errors name files, shapes and exception types. Messages: trainer_protocol.py.
 """
 
-import math
 import os
 import sys
 import time
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import msgspec
-import numpy as np
 
 from edge_client import samples
 from edge_client.bundle import BundleError
-from edge_client.compress import compress, halved
+from edge_client.participation import Participation, TaskError, pack, train
 from edge_client.samples import DataError, Samples
-from edge_client.target import Targets
 from edge_client.trainer_protocol import (
     Answer,
     DataSource,
@@ -34,11 +31,11 @@ from edge_client.trainer_protocol import (
     receive_task,
     send,
 )
-from edge_client.training import DivergedError, Floats, TrainingSession, initial_grid
-from edge_client.wire import grid, sparse
+from edge_client.training import TrainingSession, initial_grid
+from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.limits import FRAME_BYTES_MAX
-from edge_client.wire.messages import CODECS, DataSchema, Evaluation, Metrics
+from edge_client.wire.messages import DataSchema
 from edge_client.wire.topics import Uid
 
 PROGRESS_INTERVAL_S = 0.5
@@ -47,14 +44,6 @@ _ALLOCATION_FAILURES = ("bad_alloc", "bad allocation", "Failed to allocate", "Av
 
 T = TypeVar("T")
 Stamp = tuple[str, int, int]
-
-
-class TaskError(Exception):
-    """The task fails with `code` (trainer_protocol.Failed)."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Cached:
@@ -108,68 +97,30 @@ class Child:
         manifest = session.bundle.manifest
         if _unnamed(manifest.data) != _unnamed(task.data):
             raise TaskError("schema_mismatch", "the bundle was compiled for other samples than the job's")
-        if task.plan.codec not in CODECS:
-            raise TaskError("unknown_codec", f"this device does not speak the codec {task.plan.codec!r}")
         base = _model(task, session)
         data = self._samples(task.source)
         samples.check(data, task.data)
-        if not len(data.train):
-            raise DataError("bad_data", f"{len(data)} samples leave none to train on")
-        start = {
-            t.name: grid.from_grid(v, t.step_exp).reshape(t.shape)
-            for t, v in zip(manifest.table, base, strict=True)
-        }
-        session.load(start)
-        session.reset_optimizer()
-        before = _evaluated(session, data)
-        began = time.monotonic()
-        self._steps(session, data, task)
-        train_s = time.monotonic() - began
-        after = _evaluated(session, data)
-        trained = session.params
-        delta = [(trained[name] - value).ravel() for name, value in start.items()]
-        if not all(np.isfinite(d).all() for d in delta):
-            raise TaskError("diverged", "a parameter is not finite after training")
-        edge = len(manifest.tensors)
-        plan = task.plan
-        result = compress(delta[:edge], task.residual, plan.density, plan.norm_max, plan.codec)
-        update = sparse.Update(
-            task.version,
-            bytes.fromhex(task.version_hash),
-            Uid.parse(task.uid).tag,
-            len(data.train),
-            result.weights,
-            halved(delta[edge:]),
-        )
-        evaluation = Evaluation(
-            task.version,
-            before,
-            after,
-            task.plan.steps,
-            round(train_s, 3),
-            session.memory_bytes,
-            _norm(result.residual_accepted),
-        )
-        frame = sparse.encode(update, [t.size for t in manifest.tensors], result.codec)
-        return Trained(frame, result.residual_accepted, result.residual_kept, evaluation)
+        uid, digest = Uid.parse(task.uid), bytes.fromhex(task.version_hash)
+        participation = Participation(uid, task.version, digest, base, task.plan, task.residual)
+        outcome = train(session, data, participation, _Pace(self._put, task.plan.steps))
+        sizes = [t.size for t in manifest.tensors]
+        return pack(outcome, sizes, participation, len(data.train), session.memory_bytes)
 
-    def _steps(self, session: TrainingSession, data: Samples, task: TrainTask) -> None:
-        plan = task.plan
-        # The name joins the seed, so that a device does not repeat its batches every round.
-        rng = np.random.default_rng((abs(plan.seed), Uid.parse(task.uid).tag))
-        deal = samples.batches(data.train, plan.batch_size, rng)
-        total, count, reported = 0.0, 0, time.monotonic()
-        for step in range(1, plan.steps + 1):
-            rows = next(deal)
-            try:
-                loss = session.step(*_rows(session, data, rows), plan.learning_rate)
-            except DivergedError as error:
-                raise TaskError("diverged", f"step {step} of {plan.steps}: {error}") from error
-            total, count = total + loss, count + 1
-            now = time.monotonic()
-            if now - reported >= PROGRESS_INTERVAL_S or step == plan.steps:
-                self._put(Progress(step, plan.steps, total / count))
-                total, count, reported = 0.0, 0, now
+
+class _Pace:
+    """Tells of training at intervals, and of the last step."""
+
+    def __init__(self, put: Callable[[Answer], None], steps: int) -> None:
+        self._put = put
+        self._steps = steps
+        self._total, self._count, self._reported = 0.0, 0, time.monotonic()
+
+    def __call__(self, step: int, loss: float) -> None:
+        self._total, self._count = self._total + loss, self._count + 1
+        now = time.monotonic()
+        if now - self._reported >= PROGRESS_INTERVAL_S or step == self._steps:
+            self._put(Progress(step, self._steps, self._total / self._count))
+            self._total, self._count, self._reported = 0.0, 0, now
 
 
 def _failed(error: Exception) -> Failed:
@@ -183,23 +134,6 @@ def _failed(error: Exception) -> Failed:
     # Frames only: the text of a foreign exception might quote data.
     sys.stderr.writelines(traceback.format_tb(error.__traceback__))
     return Failed("internal", f"{type(error).__name__} in the trainer")
-
-
-def _norm(residual: bytes) -> float:
-    return float(np.linalg.norm(np.frombuffer(residual, dtype="<f2").astype(np.float64)))
-
-
-def _evaluated(session: TrainingSession, data: Samples) -> Metrics:
-    metrics = session.evaluate(*_rows(session, data, data.holdout))
-    if not math.isfinite(metrics.loss):
-        raise TaskError("diverged", "the loss on the hold-out is not finite")
-    return metrics
-
-
-def _rows(session: TrainingSession, data: Samples, rows: samples.Indices) -> tuple[Floats, Targets | None]:
-    """These samples, and their labels where the bundle's loss has any."""
-    wanted = session.bundle.manifest.data.target != "none"
-    return data.x[rows], data.y[rows] if wanted and data.y is not None else None
 
 
 def _unnamed(schema: DataSchema) -> DataSchema:

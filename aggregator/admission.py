@@ -1,0 +1,25 @@
+"""What the bridge must know of a job to judge what comes for it: the job's cells. Pure."""
+
+from typing import Literal
+
+from aggregator.job import Job
+from broker_bridge.cells import JobCell, VersionCell
+
+
+def job_cell(job: Job, state: Literal["running", "ended"]) -> JobCell:
+    """The cell `job/<job>`."""
+    return JobCell(
+        state=state,
+        sizes=job.bundle.sizes,
+        norm_max=job.spec.norm_max,
+        staleness_max=job.spec.staleness_max,
+        frame_bytes_max=job.frame_bytes_max(),
+        statistics=len(job.bundle.statistics),
+        measure=job.bundle.measure,
+        blobs=(job.bundle_ref.digest,),
+    )
+
+
+def version_cell(job: Job) -> VersionCell:
+    """The cell `version/<job>`."""
+    return VersionCell(version=job.version, manifest=job.digest, hashes=job.hashes())
