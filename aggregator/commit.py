@@ -26,8 +26,11 @@ def commit(
     `weights` maps each base version to s(τ); bases are added in ascending order, so the float64 result is
     the same wherever it is computed. Z is the buffer's total weight, stale or not (FedBuff, alg. 1: divide
     by K). The last `statistics` tensors are no weights: they move to the devices' weighted mean, neither
-    stretched by `server_lr` nor shrunk by staleness. Values saturate at ±(2**31 - 1) grid steps.
+    stretched by `server_lr` nor shrunk by staleness. Values saturate at ±(2**31 - 1) grid steps. Without updates
+    the model stays as it is.
     """
+    if not fold.count:
+        return tuple(exact)
     total = np.zeros(sum(len(values) for values in exact), dtype=np.float64)
     heard = 0.0
     for base in sorted(fold.buckets):

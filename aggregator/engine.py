@@ -114,8 +114,8 @@ class Engine:
                 intake = self._intake.take(partition, entry, fresh=fresh)
                 self.cursor[partition] = entry.offset
                 self._dirty = True
-                for device, name in intake.ends:
-                    await self._say_end(device, name)
+                for device, name, reason in intake.ends:
+                    await self._say_end(device, name, reason)
                 for device, name in intake.left:
                     await self._downlink.drop(topics.end(device, name))
                     await self._downlink.drop(topics.assign(device, name))
@@ -165,9 +165,9 @@ class Engine:
             await self._downlink.clear(topics.offer(cohort, name))
         await self._downlink.say(topics.version(cohort, name), job.notice())
 
-    async def _say_end(self, device: str, name: str) -> None:
+    async def _say_end(self, device: str, name: str, reason: str = "") -> None:
         record = self.store.records.get(name)
-        reason = record.reason if record else "this server knows no such job"
+        reason = reason or (record.reason if record else "this server knows no such job")
         await self._downlink.say(topics.end(device, name), JobEnd(job=name, reason=reason))
 
     async def _save_memo(self) -> None:

@@ -62,16 +62,16 @@ def follow(
     """The state after x̂ ← x̂ + C(x - x̂), for `exact` = x and `model` = x̂ before.
 
     C keeps the `density` share of all weights that differ most, in the model's units; in each tensor these move
-    by one and the same power of two of grid steps, the nearest to their mean difference. When no more than that
-    share differ by a grid step at all, and for the last `statistics` tensors, which are few, x̂ becomes x rounded
-    to the grid, ties to even. The same bytes wherever it is computed (I2): every choice is made in integers or
-    exact float64, ties in favour of the lower index.
+    by one and the same power of two of grid steps, the nearest to their mean difference. At density 1, and for the
+    last `statistics` tensors, which are few, x̂ becomes x rounded to the grid, ties to even. The same bytes wherever
+    it is computed (I2): every choice is made in integers or exact float64, ties in favour of the lower index.
     """
     edge = len(model) - statistics
     behind = [x - _fine(m) for x, m in zip(exact, model, strict=True)]
     moves = [np.rint(np.ldexp(b.astype(np.float64), -FINE_BITS)).astype(np.int64) for b in behind]
-    count = max(1, round(density * sum(len(m) for m in moves[:edge])))
-    if sum(int(np.count_nonzero(m)) for m in moves[:edge]) > count:
+    differ = sum(int(np.count_nonzero(m)) for m in moves[:edge])
+    count = min(max(1, round(density * sum(len(m) for m in moves[:edge]))), differ)
+    if density < 1 and count:
         moves[:edge] = _ternary(behind[:edge], moves[:edge], step_exps, count)
     after = [
         np.clip(m.astype(np.int64) + move, -GRID_MAX, GRID_MAX).astype(np.int32)

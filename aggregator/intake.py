@@ -13,18 +13,22 @@ from aggregator.job import Job
 from aggregator.jobstore import JobRecord
 from broker_bridge.ports import Entry, Kind
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
-from edge_client.wire.messages import Ask, DeviceInfo, DeviceState, Evaluation, TaskStatus, decode
+from edge_client.wire.messages import CODECS, Ask, DeviceInfo, DeviceState, Evaluation, TaskStatus, decode
 from edge_client.wire.topics import Uid
 
 UNKNOWN_JOB = "unknown"
+NO_CODEC = f"no codec in common: the server takes {', '.join(CODECS)}; update the device's software"
 
 
 @dataclass(slots=True)
 class Taken:
-    """What follows from an entry: `job` got an update; `ends` are to be told; `left` removed a workspace."""
+    """What follows from an entry: `job` got an update; `left` removed a workspace.
+
+    `ends` are to be told that a job is over for them: device, job, and why ("": as the job's record says).
+    """
 
     job: Job | None = None
-    ends: list[tuple[str, str]] = field(default_factory=list)
+    ends: list[tuple[str, str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -85,10 +89,12 @@ class Intake:
         elif record.topic == "ask":
             ask = decode(Ask, record.payload)
             self._fleet.device(device, at)
-            if self._running(ask.job):
-                self._jobs[ask.job].ask(device, ask, at)
+            if not self._running(ask.job):
+                taken.ends.append((device, ask.job, ""))
+            elif self._jobs[ask.job].codec(ask) is None:
+                taken.ends.append((device, ask.job, NO_CODEC))
             else:
-                taken.ends.append((device, ask.job))
+                self._jobs[ask.job].ask(device, ask, at)
         else:
             status = decode(TaskStatus, record.payload)
             if record.job in self._jobs:
@@ -102,7 +108,7 @@ class Intake:
         if not self._fleet.state(device, state, at):
             return
         if state.state == "ready":
-            taken.ends.extend((device, job) for job in state.jobs if not self._running(job))
+            taken.ends.extend((device, job, "") for job in state.jobs if not self._running(job))
         else:
             for job in self._jobs.values():
                 job.leases.away(device)

@@ -12,8 +12,9 @@ import numpy as np
 
 from aggregator import ending, staleness
 from aggregator.commit import commit
+from aggregator.delta import least
 from aggregator.fold import Fold
-from aggregator.hidden import FINE_BITS, State, follow
+from aggregator.hidden import FINE_BITS, State
 from aggregator.history import History
 from aggregator.holdout import Holdout
 from aggregator.leases import Lease, Leases, Waiting
@@ -23,9 +24,17 @@ from aggregator.versions import VersionManifest, blobs_of, reference
 from edge_client.bundle import Manifest
 from edge_client.wire import grid, sparse
 from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
-from edge_client.wire.messages import CODECS, Ask, Assignment, BlobRef, Offer, TrainingPlan, VersionNotice
+from edge_client.wire.messages import (
+    CODECS,
+    Ask,
+    Assignment,
+    BlobRef,
+    Offer,
+    TrainingPlan,
+    VersionNotice,
+    common_codec,
+)
 
-DELTA_VALUES_MIN = 64  # a delta carries at least so many: they take 80 B, less than the packet around them
 CODEC_BYTE = 3  # of a frame (docs/wire.md §4)
 VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
 
@@ -133,16 +142,20 @@ class Job:
     # -- what follows --------------------------------------------------------------------------------
 
     def due(self, now: float, *, draining: bool) -> bool:
-        """True when the buffer is to be committed: full, waiting too long, or the job is over."""
+        """True when a version is to be made: the buffer is full, waits too long, or the job is over.
+
+        A job that is over also makes one without updates when deltas left something out: devices, and whoever
+        exports the newest version, then get all that was learned.
+        """
         if not self.buffered:
-            return False
+            return draining and not self.state.lossless
         waited = now - self._buffer.first_at >= self.spec.max_wait_s
         return draining or waited or self.buffered >= self.spec.buffer_size
 
     def seal(self, now: float, cursor: dict[int, int], *, draining: bool = False) -> Sealed:
         """Make the next version of the buffer, which holds this job's updates up to `cursor`.
 
-        A draining job leaves nothing out of its delta: no device pays for it any more.
+        A draining job leaves nothing out of its delta: what is exported is all that was learned.
         """
         spec, fold = self.spec, self._buffer.fold
         weights = {
@@ -152,12 +165,10 @@ class Job:
         steps = [t.step_exp for t in self.bundle.table]
         statistics = len(self.bundle.statistics)
         exact = commit(self.state.exact(), steps, fold, weights, spec.server_lr, statistics=statistics)
-        least = DELTA_VALUES_MIN / self.bundle.parameters
-        density = 1.0 if draining else min(1.0, max(spec.downlink_density, least))
-        state = follow(exact, self.state.model, steps, density, statistics=statistics)
-        number = self.version + 1
+        number, density = self.version + 1, 1.0 if draining else spec.downlink_density
+        delta = least(number, exact, self.state.model, steps, density, statistics=statistics)
+        state = delta.state
         keyframe = grid.encode_keyframe(number, state.model)
-        delta = grid.encode_delta(number, self.version, state.model, self.state.model)
         lag = grid.encode_keyframe(number, state.lag)
         manifest = VersionManifest(
             job=spec.name,
@@ -166,11 +177,11 @@ class Job:
             at=now,
             model_hash=grid.model_hash(state.model).hex(),
             keyframe=reference(keyframe),
-            delta=reference(delta),
+            delta=reference(delta.data),
             lag=reference(lag),
             lag_norm=state.lag_norm(steps),
             lossless=state.lossless,
-            downlink_density=density,
+            downlink_density=delta.density,
             fine_bits=FINE_BITS,
             included={p: self._range(p, upto) for p, upto in sorted(cursor.items())},
             bases={base: bucket.count for base, bucket in sorted(fold.buckets.items())},
@@ -184,7 +195,7 @@ class Job:
             bytes_frames=self._buffer.bytes_frames,
             bytes_bound=round(self._buffer.bytes_bound),
         )
-        return Sealed(manifest, state, keyframe, delta, lag)
+        return Sealed(manifest, state, keyframe, delta.data, lag)
 
     def _range(self, partition: int, upto: int) -> tuple[int, int]:
         """What the buffer holds of a partition: nothing when a restart reads it again from before that."""
@@ -261,6 +272,7 @@ class Job:
             updates=sum(self.manifest.bases.values()),
             accuracy=None if newest is None else newest.accuracy,
             loss=None if newest is None else newest.loss,
+            keyframe=self.manifest.keyframe,
         )
 
     def frame_bytes_max(self) -> int:
@@ -294,6 +306,10 @@ class Job:
         oldest = self.version - self.spec.staleness_max
         return {v: m.model_hash for v, m in sorted(self.recent.items()) if v >= oldest}
 
+    def codec(self, ask: Ask) -> str | None:
+        """The codec a device sends by: the job's, or another that it speaks; None when there is none."""
+        return common_codec(self.spec.training.codec, ask.codecs)
+
     def density(self, device: str) -> float:
         """The share of values in this device's next update: large at first, then less (Lin et al. 2018, §3.3).
 
@@ -320,7 +336,7 @@ class Job:
                 learning_rate=training.learning_rate or self.bundle.learning_rate,
                 density=self.density(device),
                 norm_max=self.spec.norm_max,
-                codec=training.codec if training.codec in ask.codecs else CODECS[0],
+                codec=self.codec(ask) or CODECS[0],
                 seed=zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode()),
             ),
             lease_s=self.spec.lease_s,

@@ -104,9 +104,12 @@ def _frame(data: bytes, bundle: Manifest | None) -> Dissection:
         read(found, data, body, bundle, codec)
     except (RemoteWireError, struct.error) as error:
         found.error = f"{getattr(error, 'code', 'bad_frame')}: {error}"
-    rest = len(data) - 4 - sum(p.size for p in found.parts)
+    rest = len(body) + frame.HEAD_BYTES - sum(p.size for p in found.parts)
     if rest:
         found.add(rest, "streams", "give --bundle to take them apart" if bundle is None else "not read")
+    skipped = len(data) - frame.OVERHEAD_BYTES - len(body)
+    if skipped:
+        found.add(skipped, "extensions", "skipped")
     found.add(4, "CRC-32", f"{int.from_bytes(data[-4:], 'little'):08x}, right")
     return found
 
@@ -144,7 +147,7 @@ def _update(found: Dissection, data: bytes, body: memoryview, bundle: Manifest |
         found.figures["bytes to the bound"] = len(data) / least
     if isinstance(update.weights, Sparse):
         width = sparse.LEVEL_BITS[known[codec]]
-        _streams(found, np.array(counts), np.array(sizes), width, len(data))
+        _streams(found, np.array(counts), np.array(sizes), width, frame.OVERHEAD_BYTES + len(body))
     else:
         item = update.weights.values.dtype.itemsize
         found.add(item * update.weights.kept, "values", f"{update.weights.kept} x f{8 * item}")
@@ -204,7 +207,13 @@ def _model(found: Dissection, data: bytes, body: memoryview, bundle: Manifest | 
             "parameters": sum(bundle.sizes), "non-zero": sum(int(np.count_nonzero(v)) for v in values),
             "bits per parameter": 8 * len(data) / sum(bundle.sizes),
         }  # fmt: skip
-        _model_streams(found, np.array(counts), np.array(bundle.sizes), np.array(widths), len(data))
+        _model_streams(
+            found,
+            np.array(counts),
+            np.array(bundle.sizes),
+            np.array(widths),
+            frame.OVERHEAD_BYTES + len(body),
+        )
 
 
 def _model_streams(

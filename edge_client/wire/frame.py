@@ -6,6 +6,7 @@
 3  u8   codec of the body, 0 when the kind has only one
 4  u32  length of the body in bytes
 8  …    body
+…  …    extensions: each u8 kind, u16 length, bytes; a reader skips those it does not know
 …  u32  CRC-32 (IEEE 802.3, as in zlib) of everything before it
 """
 
@@ -17,9 +18,14 @@ from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import FRAME_BYTES_MAX
 
 MAGIC = 0xFF
-VERSION = 1
+VERSION = 1  # changes when an older reader would misread a frame; what it may skip is an extension
 OVERHEAD_BYTES = 12
+EXTENSIONS_BYTES_MAX = (
+    1024  # of all extensions of a frame: a signature and a few numbers, and soon walked through
+)
+_EXTENSION = struct.Struct("<BH")
 _HEAD = struct.Struct("<BBBBI")
+HEAD_BYTES = _HEAD.size
 _CRC = struct.Struct("<I")
 
 
@@ -43,8 +49,8 @@ def encode(kind: Kind, body: bytes, codec: int = 0) -> bytes:
 def decode(data: bytes) -> tuple[Kind, int, memoryview]:
     """Unwrap a frame into (kind, codec, body).
 
-    Raises RemoteWireError with code `too_large`, `bad_frame` (magic, length or kind), `bad_version` or
-    `bad_crc`.
+    No extension is known yet, so all are skipped. Raises RemoteWireError with code `too_large`, `bad_frame` (magic,
+    length, kind or extensions), `bad_version` (another version of the envelope) or `bad_crc`.
     """
     if len(data) > FRAME_BYTES_MAX:
         raise RemoteWireError("too_large", f"frame of {len(data)} B is over {FRAME_BYTES_MAX} B")
@@ -55,7 +61,7 @@ def decode(data: bytes) -> tuple[Kind, int, memoryview]:
         raise RemoteWireError("bad_frame", f"magic 0x{magic:02x} is not 0x{MAGIC:02x}")
     if version != VERSION:
         raise RemoteWireError("bad_version", f"frame version {version} is not {VERSION}")
-    if length != len(data) - OVERHEAD_BYTES:
+    if not 0 <= len(data) - OVERHEAD_BYTES - length <= EXTENSIONS_BYTES_MAX:
         raise RemoteWireError("bad_frame", f"body length {length} does not fit a frame of {len(data)} B")
     if _CRC.unpack_from(data, len(data) - 4)[0] != zlib.crc32(data[:-4]):
         raise RemoteWireError("bad_crc", "CRC-32 does not match: the frame is damaged")
@@ -63,4 +69,16 @@ def decode(data: bytes) -> tuple[Kind, int, memoryview]:
         known = Kind(kind)
     except ValueError:
         raise RemoteWireError("bad_frame", f"unknown frame kind {kind}") from None
-    return known, codec, memoryview(data)[8:-4]
+    view = memoryview(data)
+    _check_extensions(view[_HEAD.size + length : -_CRC.size])
+    return known, codec, view[_HEAD.size : _HEAD.size + length]
+
+
+def _check_extensions(rest: memoryview) -> None:
+    at = 0
+    while at < len(rest):
+        body = at + _EXTENSION.size
+        end = body + _EXTENSION.unpack_from(rest, at)[1] if body <= len(rest) else body
+        if end > len(rest):
+            raise RemoteWireError("bad_frame", f"an extension at byte {at} of {len(rest)} is cut off")
+        at = end

@@ -133,7 +133,10 @@ class Assignment(Message, frozen=True):
 
 
 class VersionNotice(Message, frozen=True):
-    """The newest version of a job, for integrators; hold-out figures are the devices' own, newest known."""
+    """The newest version of a job, for integrators; hold-out figures are the devices' own, newest known.
+
+    `keyframe` is the whole model as a blob: whoever may ask for blobs gets what the server exports, also after the end.
+    """
 
     job: str
     version: int
@@ -142,6 +145,7 @@ class VersionNotice(Message, frozen=True):
     updates: int
     accuracy: float | None = None
     loss: float | None = None
+    keyframe: BlobRef | None = None
 
 
 class JobEnd(Message, frozen=True):
@@ -219,6 +223,12 @@ class ServiceState(Message, frozen=True):
 # Rejections after which the device keeps the refused mass for its next update: the update was sound, but
 # its base was not usable any more. Every other rejection drops it, because sending it again would fail again.
 KEEP_MASS_CODES = frozenset({"stale", "resync"})
+
+
+def common_codec(wanted: str, spoken: tuple[str, ...]) -> str | None:
+    """The codec for a device that speaks these: the wanted one, else the first of ours, else None."""
+    return wanted if wanted in spoken else next((codec for codec in CODECS if codec in spoken), None)
+
 
 M = TypeVar("M", bound=Message)
 _encoder = msgspec.json.Encoder()

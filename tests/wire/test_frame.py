@@ -54,11 +54,45 @@ def test_each_fault_has_its_code():
     good = frame.encode(frame.Kind.UPDATE, b"body")
 
     assert refused(b"") == refused(good[:11]) == "bad_frame"
-    assert refused(good[:-1]) == refused(good + b"x") == "bad_frame"
+    assert refused(good[:-1]) == "bad_frame"
+    assert refused(good + b"x") == "bad_crc"  # one byte could be the begin of an extension
     assert refused(sealed(b"\xfe" + good[1:-4])) == "bad_frame"
     assert refused(sealed(good[:1] + b"\x02" + good[2:-4])) == "bad_version"
     assert refused(sealed(good[:2] + b"\x63" + good[3:-4])) == "bad_frame"
     assert refused(good[:-4] + b"\0\0\0\0") == "bad_crc"
+
+
+EXTENSION = st.tuples(st.integers(0, 255), st.binary(max_size=40)).map(
+    lambda e: struct.pack("<BH", e[0], len(e[1])) + e[1]
+)
+
+
+def extended(body, extensions):
+    """A frame of a newer writer."""
+    good = frame.encode(frame.Kind.DELTA, body, 3)
+    return sealed(good[:-4] + extensions)
+
+
+@given(st.binary(max_size=60), st.lists(EXTENSION, min_size=1, max_size=5))
+def test_unknown_extensions_are_skipped(body, extensions):
+    """What a newer writer adds behind the body does not keep an older reader from the body."""
+    assert frame.decode(extended(body, b"".join(extensions))) == (frame.Kind.DELTA, 3, body)
+
+
+def test_extensions_that_are_cut_off_or_too_long_are_refused():
+    """I6: extensions fill their room exactly, and there is a bound to them."""
+    assert refused(extended(b"body", b"\1")) == refused(extended(b"body", b"\1\2\0x")) == "bad_frame"
+    most = frame.EXTENSIONS_BYTES_MAX - 3
+    assert frame.decode(extended(b"", struct.pack("<BH", 9, most) + bytes(most)))[2] == b""
+    assert refused(extended(b"", struct.pack("<BH", 9, most + 1) + bytes(most + 1))) == "bad_frame"
+
+
+def test_an_unknown_version_is_refused_by_name():
+    """A frame of another major version is refused, and the refusal says which version is known."""
+    good = frame.encode(frame.Kind.UPDATE, b"body")
+    with pytest.raises(RemoteWireError, match="frame version 2 is not 1") as caught:
+        frame.decode(sealed(good[:1] + b"\x02" + good[2:-4]))
+    assert caught.value.code == "bad_version"
 
 
 @given(st.binary(min_size=1, max_size=500), st.integers(1, 200))

@@ -139,16 +139,20 @@ def test_merged_deltas_go_with_the_version_they_lead_to(drive, bundle):
 
 
 def test_a_device_gets_the_jobs_codec_only_if_it_speaks_it(drive, bundle):
-    """The plan names the job's codec to a device that lists it, and ternary to one that does not."""
+    """The plan names the job's codec to a device that lists it, to others one they list; none in common ends it."""
 
     async def body(site):
-        await site.start_job(bundle, training={"codec": "q8"})
+        job = await site.start_job(bundle, training={"codec": "q8"})
         await site.say("new", "ask", messages.Ask("job", 1, 10, codecs=("ternary", "q8")))
         await site.say("old", "ask", messages.Ask("job", 1, 10))
+        await site.say("odd", "ask", messages.Ask("job", 1, 10, codecs=("q5", "sign")))
+        await site.say("alien", "ask", messages.Ask("job", 1, 10, codecs=("q5",)))
         await site.step()
-        plans = [await site.down(topics.assign(name, "job"), Assignment) for name in ("new", "old")]
+        plans = [await site.down(topics.assign(name, "job"), Assignment) for name in ("new", "old", "odd")]
 
-        assert [a.plan.codec for a in plans] == ["q8", "ternary"]
+        assert [a.plan.codec for a in plans] == ["q8", "ternary", "sign"]
+        assert "dense-fp32" in (await site.down(topics.end("alien", "job"), messages.JobEnd)).reason
+        assert "alien" not in {*job.leases.held, *job.leases.waiting}
 
     drive(body)
 

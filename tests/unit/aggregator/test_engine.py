@@ -10,12 +10,12 @@ from aggregator import views
 from aggregator.commit import commit
 from aggregator.errors import RefusedError
 from aggregator.fold import Fold
-from aggregator.hidden import follow
+from aggregator.hidden import FINE_BITS, follow
 from aggregator.versions import blobs_of, load_manifest, load_state
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, Kind
 from broker_bridge.records import RejectionRecord, UpdateRecord
-from edge_client.wire import sparse, topics
+from edge_client.wire import grid, sparse, topics
 from edge_client.wire.messages import (
     DeviceState,
     JobEnd,
@@ -261,6 +261,35 @@ def test_a_draining_job_leaves_nothing_out(drive, bundle):
         await site.step()
 
         assert (job.version, job.manifest.lossless, job.manifest.downlink_density) == (2, True, 1.0)
+
+    drive(body)
+
+
+def test_a_job_that_ends_without_a_buffer_exports_all_that_was_learned(drive, bundle):
+    """The newest version of an ended job is the server's model rounded to the grid, and its key-frame can be pulled."""
+
+    async def body(site):
+        job = await site.start_job(bundle, downlink_density=0.1)
+        for seed in range(3):
+            await site.update(f"dev-{seed}", seed)
+        await site.step()
+        exact = job.state.exact()
+        assert not job.manifest.lossless
+        await site.engine.end("job", "enough")
+        await site.step()
+        await site.step()
+
+        assert (job.version, job.exported, job.manifest.lossless) == (2, 2, True)
+        assert (job.manifest.bases, job.manifest.devices) == ({}, ())
+        notice = await site.down(topics.version("all", "job"), VersionNotice)
+        frame = grid.decode(await site.ports.blobs.get(notice.keyframe.digest), job.bundle.sizes)
+        model = grid.apply(None, frame, None)
+        assert (notice.version, notice.version_hash) == (2, grid.model_hash(model).hex())
+        assert same(model, [np.rint(x / 2**FINE_BITS) for x in exact])
+        site.fresh_engine()
+        await site.engine.load()
+        await site.step()
+        assert site.engine.jobs["job"].version == 2
 
     drive(body)
 
