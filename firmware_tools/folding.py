@@ -13,7 +13,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from edge_client.runtime import ort
-from firmware_tools.autodiff.graph import DYNAMIC, Array, Graph, shapes_of, value_info
+from firmware_tools.autodiff.graph import DYNAMIC, Array, Graph, Shape, shapes_of, value_info
+from firmware_tools.autodiff.recurrent import LENGTHS, RECURRENT
 from firmware_tools.errors import ModelError
 
 BATCHES = (2, 3, 5)
@@ -58,6 +59,8 @@ def fold_shapes(
     for node in rest:
         if node.op_type == "ReverseSequence" and node.input[1] in seen:
             _reverse_all(node, seen[node.input[1]], graph, sample_shape)
+        elif node.op_type in RECURRENT and len(node.input) > LENGTHS and node.input[LENGTHS]:
+            _last_all(node, seen.get(node.input[LENGTHS], ()), graph, {"x": (batches[0], *sample_shape)})
     return front + rest
 
 
@@ -137,3 +140,12 @@ def _reverse_all(node: NodeProto, lengths: Sequence[Ints], graph: Graph, sample:
         node.op_type = "Slice"
         node.input[1:] = names
         del node.attribute[:]
+
+
+def _last_all(node: NodeProto, seen: Sequence[Ints], graph: Graph, inputs: Mapping[str, Shape]) -> None:
+    """Drop the lengths of a recurrent layer's sequences where all last to the end, as exporters write for any."""
+    constant = graph.constants.get(node.input[LENGTHS])
+    values = list(seen) if constant is None else [constant]
+    steps = shapes_of(graph, inputs, [node.input[0]]).get(node.input[0], (0,))[0]
+    if values and all((lengths == steps).all() for lengths in values):
+        node.input[LENGTHS] = ""

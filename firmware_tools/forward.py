@@ -16,6 +16,8 @@ from onnx import NodeProto, helper
 
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, Array, Graph, Shape, shapes_of
 from firmware_tools.autodiff.normalization import EPSILON, column
+from firmware_tools.autodiff.recurrent import departs, unroll
+from firmware_tools.autodiff.registry import Call
 from firmware_tools.errors import OptionError
 from firmware_tools.prepare import Network
 from firmware_tools.quantize import fake_quantize, fake_quantize_within, weight_axis
@@ -105,6 +107,9 @@ class _Builder:
             self._round_weight(node)
             if node.op_type == "BatchNormalization" and self._observed(node):
                 self._batch_norm(node)
+            elif departs(node):
+                read_as = {new: self._shapes[old] for old, new in read.items() if old in self._shapes}
+                unroll(Call(graph, node, (), (), self._shapes | read_as))
             else:
                 graph.nodes.append(node)
             read |= {name: self._activation(name, name) for name in node.output if name in rounded}

@@ -2,7 +2,7 @@
 
 The model that source.py read gets one input `x` and one output, named by the loss: Constant nodes become constants,
 shape arithmetic is folded, a closing Softmax or Sigmoid that the loss brings itself is stripped, Dropout becomes
-Identity, BatchNormalization loses its training mode.
+Identity, BatchNormalization loses its training mode, recurrent layers take time first.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edge_client.bundle import Loss
 from firmware_tools.autodiff.graph import needed
+from firmware_tools.autodiff.recurrent import RECURRENT, kernel_form
 from firmware_tools.batching import free_batch
 from firmware_tools.errors import ModelError, OptionError
 from firmware_tools.folding import fold_shapes
@@ -79,6 +80,7 @@ def prepare(
     name = OUTPUTS[loss]
     rename = _renaming({source: "x", target: name, "": ""}, nodes, constants)
     _rename(nodes, rename)
+    nodes = [new for n in nodes for new in (kernel_form(n) if n.op_type in RECURRENT else [n])]
     opset = loaded.opset_import[0].version
     renamed = {rename(k): v for k, v in constants.items()}
     if batch:
@@ -203,7 +205,7 @@ def _rename(nodes: list[NodeProto], rename: Callable[[str], str]) -> None:
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
         # ONNX Runtime refuses two nodes of one name, which onnx's checker lets pass.
-        node.name = _free(node.name or node.output[0], taken)
+        node.name = _free(node.name or next(filter(None, node.output)), taken)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -17,7 +17,7 @@ def _beside(name):
     return module
 
 
-for _name in ("derivatives", "cases", "random_cases"):
+for _name in ("derivatives", "cases", "random_cases", "recurrences"):
     _beside(_name)
 
 

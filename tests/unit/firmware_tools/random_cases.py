@@ -166,17 +166,23 @@ def affine(draw):
 
 @st.composite
 def recurrences(draw):
-    """RNN, GRU and LSTM in every direction, of any length and width, with biases or without."""
+    """RNN, GRU and LSTM in every direction, of any length, also of each sequence, and width, with biases or without."""
     op, gates = draw(st.sampled_from([("RNN", 1), ("GRU", 3), ("LSTM", 4)]))
     direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
     steps, batch, width, hidden = (draw(SMALL) for _ in range(4))
     count = 2 if direction == "bidirectional" else 1
     shapes = [(steps, batch, width), (count, gates * hidden, width), (count, gates * hidden, hidden)]
+    lengths = ()
     if draw(st.booleans()):
         shapes.append((count, 2 * gates * hidden))
+        if draw(st.booleans()):
+            each = draw(st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
+            lengths = (np.array(each, np.int32),)
     more = {"linear_before_reset": draw(st.integers(0, 1))} if op == "GRU" else {}
     outputs = 3 if op == "LSTM" else 2
-    return case(op, op, *shapes, hidden_size=hidden, direction=direction, outputs=outputs, **more)
+    return case(
+        op, op, *shapes, constants=lengths, hidden_size=hidden, direction=direction, outputs=outputs, **more
+    )
 
 
 @st.composite

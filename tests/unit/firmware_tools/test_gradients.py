@@ -224,26 +224,6 @@ def test_scales_of_a_resize_are_no_parameters(models):
     assert [t.name for t in compiled.manifest.tensors] == ["w"]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "attributes", "reason"),
-    [
-        (("", "lengths"), {}, "sequence_lens"),
-        (("", "", "", "", "p"), {}, "peepholes"),
-        ((), {"clip": 3.0}, "clip"),
-        ((), {"layout": 1}, "layout"),
-        ((), {"activations": ["HardSigmoid", "Tanh", "Tanh"]}, "activations"),
-    ],
-)
-def test_rare_recurrent_layers_are_refused(inputs, attributes, reason):
-    """Peepholes, sequence lengths, clipping and exotic activations are refused by name."""
-    graph = Graph(18)
-    graph.add("LSTM", "x", "w", "r", *inputs, output="out", hidden_size=3, **attributes)
-    shapes = {"x": (4, B, 2), "w": (1, 12, 2), "r": (1, 12, 3), "out": (4, 1, B, 3)}
-
-    with pytest.raises(NotDifferentiable, match=f"LSTM .*{reason}.*supported: "):
-        differentiate(graph, shapes, "out", "seed", ["w"])
-
-
 def test_a_recurrent_layer_on_a_frozen_path_stays_fused():
     """Only what is trained is unrolled; a dynamic sequence length is no obstacle below it."""
     graph = Graph(18)
