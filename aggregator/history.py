@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from aggregator.holdout import Holdout, score
+from aggregator.reported import Reported
 from edge_client.wire.messages import Evaluation, Metrics
 
 SMOOTHING_VERSIONS = 8  # a version is seen by only a few devices, so rules look at this many together
@@ -37,6 +38,7 @@ class VersionRecord(msgspec.Struct):
     lag_norm: float = 0.0
     lossless: bool = True
     holdout: Holdout = msgspec.field(default_factory=Holdout)
+    reported: Reported = msgspec.field(default_factory=Reported)
 
 
 class History:
@@ -55,16 +57,24 @@ class History:
     def evaluated(self, evaluation: Evaluation) -> None:
         """A device evaluated a version on its hold-out before training from it; admission knows the version."""
         self._take(evaluation.version, Holdout.of(evaluation.before))
+        self.records[evaluation.version].reported.add(evaluation)
 
     @property
     def holdouts(self) -> dict[int, Holdout]:
         """What the evaluations so far add up to, by version; for a memo."""
         return {record.version: record.holdout for record in self.records if record.holdout.n}
 
-    def recall(self, holdouts: dict[int, Holdout]) -> None:
+    @property
+    def reported(self) -> dict[int, Reported]:
+        """What devices told of their updates, by the version they trained from; for a memo."""
+        return {record.version: record.reported for record in self.records if record.reported.devices}
+
+    def recall(self, holdouts: dict[int, Holdout], reported: dict[int, Reported]) -> None:
         """Take up a memo; every version of it is here already."""
         for version, holdout in holdouts.items():
             self._take(version, holdout)
+        for version, sums in reported.items():
+            self.records[version].reported = sums
 
     def best(self, among: Collection[int]) -> int | None:
         """Of these versions the one with the best smoothed hold-out score, the earliest of equals."""

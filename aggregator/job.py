@@ -19,6 +19,7 @@ from aggregator.history import History
 from aggregator.holdout import Holdout
 from aggregator.leases import Lease, Leases, Waiting
 from aggregator.path import Paths
+from aggregator.reported import Reported
 from aggregator.spec import JobSpec
 from aggregator.versions import VersionManifest, blobs_of, reference
 from edge_client.bundle import Manifest
@@ -31,6 +32,7 @@ from edge_client.wire.messages import (
     BlobRef,
     Offer,
     TrainingPlan,
+    UplinkPlan,
     VersionNotice,
     common_codec,
 )
@@ -49,6 +51,7 @@ class JobMemo(msgspec.Struct):
     waiting: dict[str, Waiting] = {}
     held: dict[str, Lease] = {}
     holdouts: dict[int, Holdout] = {}
+    reported: dict[int, Reported] = {}
     participants: list[str] = []
     merged: dict[int, list[str]] = {}
 
@@ -287,6 +290,7 @@ class Job:
             waiting=dict(self.leases.waiting),
             held=dict(self.leases.held),
             holdouts=self.history.holdouts,
+            reported=self.history.reported,
             participants=sorted(self.participants),
             merged=self.paths.merged,
         )
@@ -297,7 +301,7 @@ class Job:
         self.participants = set(memo.participants)
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
-        self.history.recall(memo.holdouts)
+        self.history.recall(memo.holdouts, memo.reported)
         self.contributions = Counter(name for record in self.history.records for name in record.devices)
         self.paths.merged = {version: list(digests) for version, digests in memo.merged.items()}
 
@@ -321,6 +325,17 @@ class Job:
         left = max(0.0, 1.0 - self.contributions[device] / training.warmup)
         return float(training.density * (training.density_first / training.density) ** left)
 
+    def _uplink(self) -> UplinkPlan | None:
+        training = self.spec.training
+        if training.uplink_budget_s is None:
+            return None
+        return UplinkPlan(
+            parameters=sum(t.size for t in self.bundle.tensors),
+            budget_s=training.uplink_budget_s,
+            density_min=min(training.density_min, training.density),
+            density_max=training.density_max or training.density,
+        )
+
     def _assignment(self, device: str, ask: Ask) -> Assignment:
         training = self.spec.training
         return Assignment(
@@ -338,6 +353,7 @@ class Job:
                 norm_max=self.spec.norm_max,
                 codec=self.codec(ask) or CODECS[0],
                 seed=zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode()),
+                uplink=self._uplink(),
             ),
             lease_s=self.spec.lease_s,
         )

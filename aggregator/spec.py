@@ -30,7 +30,8 @@ class TrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Local training; None takes the bundle's value.
 
     `codec` is how updates travel; a device that does not speak it sends ternary ones. `density_first` begins a
-    warm-up: a device's first `warmup` updates carry more, falling to `density`.
+    warm-up: a device's first `warmup` updates carry more, falling to `density`. A device that has measured its uplink
+    sends as much as it publishes within `uplink_budget_s`, from `density_min` to `density_max` (None: `density`).
     """
 
     steps: int = 20
@@ -39,6 +40,9 @@ class TrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     density: float = 0.05
     density_first: float | None = None
     warmup: int = 10
+    uplink_budget_s: float | None = 10.0
+    density_min: float = 0.001
+    density_max: float | None = None
     codec: str = CODECS[0]
 
 
@@ -138,6 +142,9 @@ def check(spec: JobSpec) -> None:
         ("training.density", training.density, 1e-5, 1),
         ("training.density_first", training.density_first, training.density, 1),
         ("training.warmup", training.warmup, 1, 10_000),
+        ("training.uplink_budget_s", training.uplink_budget_s, 0.1, 86400),
+        ("training.density_min", training.density_min, 1e-5, 1),
+        ("training.density_max", training.density_max, training.density, 1),
         ("end.versions_max", end.versions_max, 1, 10_000_000),
         ("end.deadline_s", end.deadline_s, 1, 10 * 365 * 86400),
         ("end.target_accuracy", end.target_accuracy, 0, 1),

@@ -10,6 +10,7 @@ from aggregator.errors import NotFoundError
 from aggregator.fleet import DeviceRecord
 from aggregator.history import VersionRecord
 from aggregator.job import Job
+from aggregator.reported import Reported
 from edge_client.wire.messages import Metrics
 
 View = dict[str, Any]
@@ -51,7 +52,10 @@ def job(engine: Engine, name: str) -> View:
         "parameters": found.bundle.parameters,
         "bytes_up": sum(r.bytes_up for r in found.history.records),
         **_price(found, found.history.records),
+        **_newest_report(found.history.records),
         "lag_norm": found.manifest.lag_norm,
+        "downlink_mode": "lossless" if found.spec.downlink_density == 1 else "lossy",
+        "bytes_per_version": _mean([r.bytes_delta for r in found.history.records[1:]]),
         "spec": msgspec.to_builtins(record.spec),
     }
 
@@ -59,12 +63,13 @@ def job(engine: Engine, name: str) -> View:
 def version(found: Job, record: VersionRecord) -> View:
     """One version with its figures; those of hold-outs are weighted means of that version alone."""
     view: View = msgspec.to_builtins(record)
-    del view["holdout"]
+    del view["holdout"], view["reported"]
     view |= {"holdout_n": record.holdout.n, "holdout_devices": record.holdout.devices}
     view |= _figures(record.holdout.mean())
     view["staleness"] = {str(tau): n for tau, n in sorted(record.staleness.items())}
     view["stored"] = record.version in found.recent
     view |= _price(found, [record])
+    view |= record.reported.mean()
     return view
 
 
@@ -76,6 +81,16 @@ def _price(found: Job, records: Sequence[VersionRecord]) -> View:
         "bits_per_parameter": 8 * frames / (updates * found.bundle.parameters) if updates else None,
         "bytes_to_bound": frames / bound if bound else None,
     }
+
+
+def _newest_report(records: Sequence[VersionRecord]) -> View:
+    """What devices told of their updates from the newest version that any did train from."""
+    newest = next((r.reported for r in reversed(records) if r.reported.devices), Reported())
+    return newest.mean()
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _figures(metrics: Metrics | None) -> View:

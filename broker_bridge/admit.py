@@ -18,6 +18,7 @@ FLOAT_MAX = 3.4028235e38  # of float32: no device computes a larger figure, and 
 HOLDOUT_MAX = 1 << 32  # samples; far more than a device's memory holds
 FIGURES = (("loss", -FLOAT_MAX, FLOAT_MAX), ("accuracy", 0.0, 1.0), ("error", 0.0, FLOAT_MAX),
            ("threshold", 0.0, FLOAT_MAX))  # fmt: skip
+TELEMETRY = (("residual_norm", 0.0, FLOAT_MAX), ("density", 0.0, 1.0), ("uplink_bytes_s", 0.0, FLOAT_MAX))
 NORM_TOLERANCE = 1e-3  # a device clips to norm_max before float16 rounds its scales, by at most 2**-11
 
 
@@ -121,6 +122,9 @@ def _check_version(evaluation: Evaluation, version: VersionCell | None) -> None:
 
 
 def _check_evaluation(evaluation: Evaluation, job: JobCell) -> None:
+    for name, low, high in TELEMETRY:
+        if not low <= getattr(evaluation, name) <= high:
+            raise RemoteWireError("bad_message", f"Evaluation: {name} is not from {low:g} to {high:g}")
     for metrics in (evaluation.before, evaluation.after):
         if metrics is None:
             continue

@@ -111,7 +111,10 @@ def _table(report: store.Report) -> str:
     def held(version: int | None) -> str:
         return "needs a key-frame" if version is None else f"holds version {version}"
 
-    lines = [f"epoch {report['epoch']}, next seq {report['next_seq']}", f"jobs: {len(report['jobs'])}"]
+    rate = report["uplink_bytes_s"]
+    uplink = "not measured yet" if rate is None else f"{rate:,.0f} B/s"
+    lines = [f"epoch {report['epoch']}, next seq {report['next_seq']}", f"uplink: {uplink}"]
+    lines.append(f"jobs: {len(report['jobs'])}")
     lines += [
         f"  {job['job']}: {held(job['held'])}, last receipt {job['receipt'] or 'none'}"
         for job in report["jobs"]

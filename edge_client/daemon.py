@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 
+import msgspec
 import structlog
 
 from edge_client import events as ev
@@ -144,6 +145,9 @@ class Daemon:
             case Acked() if self._transport.take(item, now):
                 if item.refusal:
                     _log.error("refused", reason=item.refusal)
+                timed = self._uplink.acknowledged(item.message, now)
+                if timed is not None:
+                    self._work.measured(*timed)
             case Refused(reason):
                 _log.error("refused", reason=reason)
             case Received(topic, payload):
@@ -235,10 +239,11 @@ class Daemon:
         trained = action.trained
         uid = self._work.uid
         assert uid is not None  # only a training task leads here
+        rate = round(self._work.link.rate or 0.0, 1)
         new = NewUpdate(
             uid,
             trained.frame,
-            messages.encode(trained.evaluation),
+            messages.encode(msgspec.structs.replace(trained.evaluation, uplink_bytes_s=rate)),
             action.version,
             trained.residual_accepted,
             trained.residual_kept,
@@ -248,7 +253,13 @@ class Daemon:
         except StoreError as error:
             _log.error("update_lost", uid=str(uid), reason=str(error))
             return ev.StoreFailed(action.job, str(error))
-        _log.info("update_stored", uid=str(uid), frame_bytes=len(trained.frame))
+        _log.info(
+            "update_stored",
+            uid=str(uid),
+            frame_bytes=len(trained.frame),
+            density=trained.evaluation.density,
+            uplink_bytes_s=rate,
+        )
         return stored
 
     def _follow(self, steps: list[Step]) -> None:
@@ -263,7 +274,8 @@ class Daemon:
             level = logging.WARNING if message.state in {"failed", "declined"} else logging.INFO
             if not message.progress:
                 _log.log(level, "task", topic=topic, state=message.state, reason=message.reason)
-        if not self._transport.publish(topic, messages.encode(message)) and self._transport.connected:
+        sent = self._transport.publish(topic, messages.encode(message))
+        if sent is None and self._transport.connected:
             _log.error("message_not_sent", topic=topic, reason="larger than the broker takes, or no room")
 
     def _publish_info(self) -> None:

@@ -105,6 +105,7 @@ def pack(
         round(outcome.train_s, 3),
         memory_bytes,
         _norm(result.residual_accepted),
+        round(result.weights.kept / sum(sizes), 6),
     )
     frame = sparse.encode(update, sizes, result.codec)
     return Trained(frame, result.residual_accepted, result.residual_kept, evaluation)

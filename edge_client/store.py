@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 import structlog
 
 from edge_client.events import JobRow, Kind, Row, Stored
+from edge_client.link import Link
 from edge_client.wire.messages import KEEP_MASS_CODES, Offer, decode, encode
 from edge_client.wire.topics import Uid
 
@@ -25,6 +26,8 @@ FILE = "state.db"
 EVALUATION_ROWS_MAX = 64  # unsent evaluations; one a participation, so days offline with hourly training
 EVALUATION_BYTES_MAX = 256 * 1024  # of their bodies; one is about 250 B
 QUARANTINE_MAX = 3  # damaged databases kept for a look; a card that keeps damaging them must not fill up
+
+_LINK_KEYS = ("link_bytes", "link_seconds")
 
 _log = structlog.get_logger("fedfleet.store")
 _SCHEMA = """
@@ -49,6 +52,7 @@ class Report(TypedDict):
 
     epoch: str
     next_seq: int
+    uplink_bytes_s: float | None
     outbox: list[dict[str, Any]]
     jobs: list[dict[str, Any]]
 
@@ -97,6 +101,17 @@ class Store:
     def next_ask(self) -> int:
         """The number of the next new ask; never lower than any saved."""
         return self._number("ask")
+
+    @property
+    def link(self) -> Link:
+        """The uplink as measured so far."""
+        return Link(*(float(str(self._meta(key) or 0)) for key in _LINK_KEYS))
+
+    def save_link(self, link: Link) -> None:
+        """Keep a measurement of the uplink."""
+        with self._change("keep a measurement"):
+            values = zip(_LINK_KEYS, (link.sent_bytes, link.seconds), strict=True)
+            self._db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", values)
 
     # -- jobs ----------------------------------------------------------------------------------------
 
@@ -206,6 +221,7 @@ class Store:
         return {
             "epoch": self.epoch,
             "next_seq": self.next_seq,
+            "uplink_bytes_s": self.link.rate,
             "outbox": [
                 {"uid": str(r.uid), "kind": r.kind, "bytes": r.size, "published": r.published}
                 for r in self.rows()
@@ -245,7 +261,8 @@ class Store:
                 self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
 
     def _meta(self, key: str) -> object:
-        return self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
 
     def _number(self, key: str) -> int:
         value = self._meta(key)

@@ -65,6 +65,7 @@ class Acked:
     """The broker took a publish, or (MQTT 5 only) says why not; there may be room for another."""
 
     generation: int
+    message: int  # its id
     refusal: str = ""
 
 
@@ -179,9 +180,10 @@ class Transport:
         if self._client is not None:
             self._client.subscribe([(topic, 1) for topic in filters])
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
-        """Hand a message to paho; False when not connected or larger than the broker takes (I9)."""
-        return self._publish(topic, payload, qos=qos, retain=retain) is not None
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int | None:
+        """Hand a message to paho; its id, or None when not connected or larger than the broker takes (I9)."""
+        info = self._publish(topic, payload, qos=qos, retain=retain)
+        return None if info is None else info.mid
 
     def stop(self, farewell: tuple[str, bytes] | None = None) -> None:
         """Publish a retained farewell, disconnect, and wait a little for both."""
@@ -299,8 +301,9 @@ class _Listener:
         if self._transport.waiting() < INBOX_MAX and len(message.payload) <= PACKET_BYTES_MAX:
             self._transport.put(Received(message.topic, bytes(message.payload)))
 
-    def _on_publish(self, _c: Any, _u: Any, _m: Any, reason: Any, _p: Any) -> None:
-        self._transport.put(Acked(self._generation, f"publish: {reason}" if reason.is_failure else ""))
+    def _on_publish(self, _c: Any, _u: Any, message: int, reason: Any, _p: Any) -> None:
+        refusal = f"publish: {reason}" if reason.is_failure else ""
+        self._transport.put(Acked(self._generation, message, refusal))
 
     def _on_subscribe(self, _c: Any, _u: Any, _m: Any, reasons: Any, _p: Any) -> None:
         for reason in reasons:

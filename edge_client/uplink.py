@@ -4,10 +4,12 @@ When a row is sent is outgoing.py's decision; that it is marked published first 
 """
 
 import hashlib
+import time
 from collections import deque
 from dataclasses import dataclass
 
 from edge_client.events import Send
+from edge_client.link import Meter
 from edge_client.store import Store
 from edge_client.transport import Transport
 from edge_client.wire import chunks, topics
@@ -33,6 +35,7 @@ class Uplink:
         self._indices: deque[int] = deque()
         self._body: _Body | None = None
         self._chunk_bytes = 0
+        self._meter = Meter()
 
     def connected(self, chunk_bytes: int) -> None:
         """A new connection: what was half sent is sent anew by the session."""
@@ -46,11 +49,17 @@ class Uplink:
         if send not in self._queue:
             self._queue.append(send)
 
+    def acknowledged(self, message: int, now: float) -> tuple[int, float] | None:
+        """The broker took a packet: bytes and seconds of an update when that was its last."""
+        return self._meter.acknowledged(message, now)
+
     def pump(self) -> None:
         """Publish while there is room."""
         while self._transport.room:
             if self._indices and self._body is not None:
                 self._publish_chunk(self._body, self._indices.popleft())
+                if not self._indices:
+                    self._meter.end()
             elif self._queue:
                 self._begin(self._queue.popleft())
             else:
@@ -68,6 +77,7 @@ class Uplink:
         total = chunks.count(len(data), self._chunk_bytes)
         asked = {i for first, last in send.missing for i in range(max(first, 0), min(last + 1, total))}
         self._indices.extend(sorted(asked) if send.missing else range(total))
+        self._meter.begin(time.monotonic())
         self._body = _Body(send.uid, data, hashlib.sha256(data).digest()[:8])
 
     def _publish_chunk(self, body: _Body, index: int) -> None:
@@ -77,4 +87,6 @@ class Uplink:
         if total > 1:
             part = body.data[index * size : (index + 1) * size]
             payload = chunks.Chunk(index, total, len(body.data), body.digest, part).encode()
-        self._transport.publish(topics.update(body.uid, index), payload)
+        message = self._transport.publish(topics.update(body.uid, index), payload)
+        if message is not None:
+            self._meter.sent(message, len(payload))

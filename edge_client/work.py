@@ -5,8 +5,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edge_client.config import DataSection, DeviceConfig
 from edge_client.events import Answered, DataKnown, Train, TrainerDied
+from edge_client.link import density
 from edge_client.matching import undeclared
 from edge_client.pull import Puller
 from edge_client.store import Store
@@ -47,11 +50,17 @@ class Work:
         self._trainer = trainer
         self._queue: deque[_Describe | Train] = deque(_Describe(name) for name in config.data)
         self._current: _Describe | Train | None = None
+        self.link = store.link
         self.uid: Uid | None = None  # of the update being trained; storing it consumes the number
 
     def workspace(self, job: str) -> Path:
         """Directory of a job's model on this device."""
         return self._config.state_dir / "jobs" / job
+
+    def measured(self, sent_bytes: int, seconds: float) -> None:
+        """An update went up in so many seconds: the next one's density follows."""
+        self.link = self.link.measured(sent_bytes, seconds)
+        self._store.save_link(self.link)
 
     def train(self, train: Train) -> None:
         """Queue a training."""
@@ -109,7 +118,7 @@ class Work:
             version_hash=assignment.version_hash,
             source=source(self._config.data[offer.dataset]),
             data=offer.data,
-            plan=assignment.plan,
+            plan=msgspec.structs.replace(assignment.plan, density=density(self.link.rate, assignment.plan)),
             uid=str(self.uid),
             residual=self._store.residual(offer.job),
         )

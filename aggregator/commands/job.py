@@ -162,10 +162,8 @@ def summary(found: dict[str, Any]) -> Table:
         ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
         ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
         ("bytes up", f"{found['bytes_up']:,}{_price(found)}"),
-        (
-            "downlink",
-            f"deltas of {100 * found['spec']['downlink_density']:.3g} % of the weights, lag {found['lag_norm']:.3g}",
-        ),
+        ("updates carry", _carried(found)),
+        ("downlink", _downlink(found)),
     )
     for label, value in rows:
         table.add_row(f"[bold]{label}[/bold]", value)
@@ -174,7 +172,7 @@ def summary(found: dict[str, Any]) -> Table:
 
 def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
     """The newest versions as a table."""
-    columns = ("version", "updates", "τ:n", "hold-out", "loss", "delta", "lag", "key-frame")
+    columns = ("version", "updates", "τ:n", "hold-out", "loss", "b/param", "residual", "delta", "lag")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))  # fits 80 columns
     for version in versions[-count:]:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
@@ -184,9 +182,10 @@ def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
             staleness,
             _figure(version),
             _loss(version),
+            _short(version["bits_per_parameter"]),
+            _short(version["residual_norm"]),
             f"{version['bytes_delta']:,} B",
             "none" if version["lossless"] else f"{version['lag_norm']:.2g}",
-            f"{version['bytes_keyframe']:,} B",
         )
     return table
 
@@ -200,6 +199,23 @@ def _price(found: dict[str, Any]) -> str:
     return f" ({found['bits_per_parameter']:.3f} bits a parameter{bound})"
 
 
+def _carried(found: dict[str, Any]) -> str:
+    """How dense the newest updates are, what they left out, and the uplinks they were measured for."""
+    if found["density"] is None:
+        return "no device has reported yet"
+    rate = found["uplink_bytes_s"]
+    uplink = "" if rate is None else f", over {rate:,.0f} B/s"
+    return f"{100 * found['density']:.3g} % of the weights, residual {found['residual_norm']:.3g}{uplink}"
+
+
+def _downlink(found: dict[str, Any]) -> str:
+    """What goes down: how much deltas carry, what they left out so far, and their bytes."""
+    share = f"deltas of {100 * found['spec']['downlink_density']:.3g} % of the weights"
+    mean = found["bytes_per_version"]
+    per_version = "" if mean is None else f", {mean:,.0f} B a version"
+    return f"{found['downlink_mode']}, {share}, lag {found['lag_norm']:.3g}{per_version}"
+
+
 def _figure(found: dict[str, Any]) -> str:
     """What is known of how good it is, beside the loss."""
     if found["accuracy"] is not None:
@@ -207,6 +223,10 @@ def _figure(found: dict[str, Any]) -> str:
     if found["error"] is not None:
         return f"error {found['error']:.4g}"
     return "" if found["threshold"] is None else f"threshold {found['threshold']:.4g}"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
 
 
 def _loss(found: dict[str, Any]) -> str:

@@ -106,8 +106,20 @@ class Ask(Message, frozen=True):
     codecs: tuple[str, ...] = CODECS[:1]
 
 
+class UplinkPlan(Message, frozen=True):
+    """Lets a device choose an update's density by its own link, so that publishing takes `budget_s` at most.
+
+    `parameters` is the number of weights, of which a density is a share.
+    """
+
+    parameters: int
+    budget_s: float
+    density_min: float
+    density_max: float
+
+
 class TrainingPlan(Message, frozen=True):
-    """How to train once assigned."""
+    """How to train once assigned; `uplink` None: the density is as given."""
 
     steps: int
     batch_size: int
@@ -116,6 +128,7 @@ class TrainingPlan(Message, frozen=True):
     norm_max: float  # L2 norm to which the device clips its update before compression
     seed: int = 0
     codec: str = CODECS[0]
+    uplink: UplinkPlan | None = None
 
 
 class Assignment(Message, frozen=True):
@@ -188,6 +201,8 @@ class Evaluation(Message, frozen=True):
     train_s: float = 0.0
     memory_bytes: int = 0  # peak resident size of the trainer child
     residual_norm: float = 0.0  # L2 norm of what the update left out, should it be accepted
+    density: float = 0.0  # share of the weights that the update carries
+    uplink_bytes_s: float = 0.0  # the device's uplink as measured before this update; 0: not yet
 
 
 class TaskStatus(Message, frozen=True):

@@ -241,7 +241,11 @@ def test_versions_tell_what_made_them(api, trained):
     assert api.get(f"{trained}/versions/12").json() == versions[12]
     assert all(0 < v["bytes_delta"] < v["bytes_keyframe"] for v in versions[1:])
     assert all(v["lossless"] or v["lag_norm"] > 0 for v in versions)
-    assert api.get(trained).json()["lag_norm"] == versions[12]["lag_norm"]
+    job = api.get(trained).json()
+    assert (job["lag_norm"], job["downlink_mode"]) == (versions[12]["lag_norm"], "lossless")
+    assert job["bytes_per_version"] == pytest.approx(sum(v["bytes_delta"] for v in versions) / 12)
+    for name in ("residual_norm", "density", "uplink_bytes_s"):
+        assert job[name] == next((v[name] for v in reversed(versions) if v["density"] is not None), None)
     refused(api.get(f"{trained}/versions/13"), 404, "not_found", "0 to 12")
     refused(api.get(f"{trained}/versions/-1"), 404, "not_found", "0 to 12")
     refused(api.get(f"{trained}/versions/last"), 422, "bad_request", "number", "integer")

@@ -48,7 +48,7 @@ def test_the_order_of_evaluations_and_a_restart_change_nothing():
     for evaluation in evaluations:
         evaluate(whole, *evaluation)
     restarted = history(30)
-    restarted.recall(whole.holdouts)
+    restarted.recall(whole.holdouts, whole.reported)
 
     assert accuracies(whole) == pytest.approx(accuracies(grown))
     assert restarted.smoothed == whole.smoothed
@@ -77,3 +77,24 @@ def test_the_threshold_is_of_the_version_or_the_last_one_evaluated():
     assert made.threshold(0) is None
     assert made.threshold(1) == (3.5, 1)
     assert made.threshold(3) == (3.5, 1)
+
+
+def test_what_devices_report_of_their_updates_is_averaged_over_those_that_trained():
+    """Residual and density are means over reports, the uplink over those that know theirs; a memo keeps them."""
+    made = history(3)
+    figures = Metrics(10, 1.0, 0.5)
+    for norm, density, rate in ((2.0, 0.05, 0.0), (4.0, 0.01, 300.0)):
+        made.evaluated(
+            Evaluation(1, figures, figures, residual_norm=norm, density=density, uplink_bytes_s=rate)
+        )
+    made.evaluated(Evaluation(1, figures, residual_norm=99.0))
+    restarted = history(3)
+    restarted.recall(made.holdouts, made.reported)
+
+    for told in (made, restarted):
+        assert told.records[1].reported.mean() == {
+            "residual_norm": 3.0,
+            "density": pytest.approx(0.03),
+            "uplink_bytes_s": 300.0,
+        }
+        assert set(told.records[0].reported.mean().values()) == {None}

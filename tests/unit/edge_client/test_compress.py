@@ -45,6 +45,28 @@ def test_norm_of_the_encoded_update_is_bounded(seed, sizes, density, bounds, cod
     assert got.norm() <= norm_max * (1 + 1e-6)
 
 
+@given(
+    st.integers(0, 2**32),
+    SIZES,
+    st.lists(st.tuples(st.floats(0.01, 1), st.booleans()), min_size=2, max_size=8),
+    st.sampled_from(["ternary", "q4", "q8"]),
+)
+def test_nothing_is_lost_when_the_density_changes(seed, sizes, rounds, codec):
+    """I4: over updates of different densities, refused ones among them, all sent plus the residual is all trained."""
+    rng = np.random.default_rng(seed)
+    residual, trained, arrived, size = None, 0.0, 0.0, 0.0
+    for density, accepted in rounds:
+        delta = delta_of(rng, sizes)
+        result = compress(delta, residual, density, 1e6, codec)
+        trained += np.concatenate(delta).astype(np.float64)
+        size += float(np.abs(floats(result.residual_kept)).max())
+        if accepted:
+            arrived += sent(result, sizes).astype(np.float64)
+        residual = result.residual_accepted if accepted else result.residual_kept
+
+    np.testing.assert_allclose(arrived + floats(residual), trained, atol=1e-3 * size)
+
+
 @given(st.integers(0, 2**32), SIZES, st.floats(0.01, 1), st.sampled_from(messages.CODECS))
 def test_nothing_is_lost(seed, sizes, density, codec):
     """What was sent plus the accepted residual is u, and the kept residual is u, to float16."""
