@@ -15,7 +15,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from firmware_tools.autodiff.graph import DYNAMIC, FLOAT, Array, Graph, Shape, shapes_of
-from firmware_tools.autodiff.normalization import EPSILON, column
+from firmware_tools.autodiff.normalization import EPSILON
 from firmware_tools.autodiff.recurrent import departs, unroll
 from firmware_tools.autodiff.registry import Call
 from firmware_tools.errors import OptionError
@@ -189,40 +189,39 @@ class _Builder:
         mean = self._statistic(node.input[3], values[0])
         deviation = self._statistic(f"{node.input[4]}.root", np.sqrt(values[1]))
         variance = graph.add("Mul", deviation, deviation)
-        if self._mode == "train":
-            own_mean, own_variance, unbiased = self._moments(
-                node.input[0], len(self._shapes[node.output[0]]), len(values[0])
-            )
-            given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            decay = given.get("momentum", BATCH_NORM_DECAY)
-            self._forward.carried[mean] = self._mixed(mean, own_mean, decay)
-            self._forward.carried[deviation] = graph.add("Sqrt", self._mixed(variance, unbiased, decay))
-            mean, variance = own_mean, own_variance
-        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), EPSILON)
-        graph.add(
-            "BatchNormalization", *node.input[:3], mean, variance, output=node.output[0], epsilon=epsilon
-        )
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        epsilon = given.get("epsilon", EPSILON)
+        inputs, output = node.input[:3], node.output[0]
+        if self._mode != "train":
+            graph.add("BatchNormalization", *inputs, mean, variance, output=output, epsilon=epsilon)
+            return
+        # With a momentum of 0 the operator gives the batch's own moments, for half the time of computing them before.
+        # ONNX Runtime writes them over the old ones it is given, which can therefore be neither constants nor inputs.
+        zeros = (graph.add("Sub", name, name) for name in (mean, deviation))
+        _, own_mean, own_variance = graph.add_many(
+            "BatchNormalization", *inputs, *zeros, outputs=(output, "", ""), epsilon=epsilon, momentum=0.0,
+            training_mode=1,
+        )  # fmt: skip
+        graph.held.update((own_mean, own_variance))
+        decay = given.get("momentum", BATCH_NORM_DECAY)
+        unbiased = self._unbiased(node.input[0], own_variance, len(values[0]))
+        self._forward.carried[mean] = self._mixed(mean, own_mean, decay)
+        self._forward.carried[deviation] = graph.add("Sqrt", self._mixed(variance, unbiased, decay))
 
-    def _moments(self, x: str, rank: int, channels: int) -> tuple[str, str, str]:
-        """Mean and variance of the batch per channel, and the variance for the running one, divided by n - 1.
+    def _unbiased(self, x: str, variance: str, channels: int) -> str:
+        """The variance for the running one, divided by n - 1.
 
         PyTorch and TensorFlow's fused kernel divide so; the ONNX operator itself by n.
         """
         graph = self._graph
-        others = graph.ints(*(i for i in range(rank) if i != 1))
-        mean = graph.add("ReduceMean", x, others, keepdims=0)
-        centred = graph.add("Sub", x, column(graph, mean, rank))
-        variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), others, keepdims=0)
-        graph.held.update((mean, variance))
         size = graph.add("Cast", graph.add("Size", x), to=FLOAT)
         count = graph.add("Div", size, graph.scalar(channels))
         others_count = graph.add("Max", graph.add("Sub", count, graph.scalar(1.0)), graph.scalar(1.0))
-        unbiased = graph.add("Mul", variance, graph.add("Div", count, others_count))
-        return mean, variance, unbiased
+        return graph.add("Mul", variance, graph.add("Div", count, others_count))
 
     @cached_property
     def _shapes(self) -> dict[str, Shape]:
-        """Shapes of the model's own tensors; inferred only where a layer needs a rank."""
+        """Shapes of the model's own tensors; inferred only where a layer is written out."""
         plain = Graph(self._network.opset)
         plain.nodes, plain.constants = list(self._network.nodes), dict(self._network.constants)
         return shapes_of(plain, {"x": (DYNAMIC, *self._network.sample_shape)}, [self._network.output])

@@ -2,7 +2,7 @@
 
 import math
 
-from firmware_tools.autodiff.elementwise import fit, mask
+from firmware_tools.autodiff.elementwise import fit, mask, rising
 from firmware_tools.autodiff.graph import FLOAT, Graph
 from firmware_tools.autodiff.registry import Call, Gradients, expansion, gradient
 
@@ -13,8 +13,7 @@ GELU_CUBIC = 0.044715  # Hendrycks & Gimpel 2016 (arXiv:1606.08415), the tanh ap
 @gradient("Relu")
 def relu(call: Call) -> Gradients:
     """Slope 1 where x > 0."""
-    g = call.graph
-    return [g.add("Mul", call.dy, mask(g, "Greater", call.y, g.scalar(0.0)))]
+    return [call.graph.add("Mul", call.dy, rising(call.graph, call.y))]
 
 
 @gradient("LeakyRelu")
@@ -30,9 +29,9 @@ def prelu(call: Call) -> Gradients:
     g, slope = call.graph, call.input(1)
     dx = dslope = None
     if call.wanted[0]:
-        rising = mask(g, "Greater", call.x, g.scalar(0.0))
-        falling = g.add("Mul", slope, g.add("Sub", g.scalar(1.0), rising))
-        dx = g.add("Mul", call.dy, g.add("Add", rising, falling))
+        above = mask(g, "Greater", call.x, g.scalar(0.0))
+        falling = g.add("Mul", slope, g.add("Sub", g.scalar(1.0), above))
+        dx = g.add("Mul", call.dy, g.add("Add", above, falling))
     if call.wanted[1]:
         dslope = fit(call, g.add("Mul", call.dy, g.add("Min", call.x, g.scalar(0.0))), 1)
     return [dx, dslope]
@@ -158,8 +157,8 @@ def _negative_part(call: Call) -> str:
 
 def _steps(graph: Graph, x: str, low: float, high: float) -> str:
     """`high` where x > 0 and `low` elsewhere."""
-    rising = graph.add("Mul", mask(graph, "Greater", x, graph.scalar(0.0)), graph.scalar(high - low))
-    return graph.add("Add", rising, graph.scalar(low))
+    above = graph.add("Mul", mask(graph, "Greater", x, graph.scalar(0.0)), graph.scalar(high - low))
+    return graph.add("Add", above, graph.scalar(low))
 
 
 def _exp_tail(graph: Graph, below: str, x: str, alpha: float) -> str:

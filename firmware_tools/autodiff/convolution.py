@@ -5,10 +5,13 @@ from dataclasses import replace
 
 from firmware_tools.autodiff import depthwise
 from firmware_tools.autodiff.correlation import (
+    in_kernel_order,
     input_gradient,
     layout_of,
     moved,
+    product,
     spread,
+    swapped,
     weight_gradient,
 )
 from firmware_tools.autodiff.depthwise import narrow
@@ -33,14 +36,15 @@ def conv(call: Call) -> Gradients:
         return _depthwise(call, window, shape)
     g, layout = call.graph, layout_of(window, shape, groups, both=together)
     dx = dw = db = None
-    if call.wanted[1] or call.wants(2):
-        flat = spread(g, layout, call.dy)
-        db = g.add("ReduceSum", flat, g.ints(1), keepdims=0) if call.wants(2) else None
-    if call.wanted[1]:
-        rows = moved(g, layout, flat)
-        dw = weight_gradient(g, layout, call.x, rows)
-        if together:
-            dx = input_gradient(g, layout, call.input(1), rows)
+    if call.wants(2):
+        db = g.add("ReduceSum", call.dy, g.ints(0, *range(2, len(shape))), keepdims=0)
+    if together:
+        rank = len(window.kernel)
+        rows = moved(g, layout, spread(g, layout, swapped(g, call.dy, rank)))
+        dw = in_kernel_order(g, layout, product(g, layout, swapped(g, call.x, rank), rows))
+        dx = input_gradient(g, layout, call.input(1), rows)
+    elif call.wanted[1]:
+        dw = weight_gradient(g, layout, call.x, call.dy)
     if call.wanted[0] and dx is None:
         dx = _input_gradient(call, window, groups)
     return [dx, dw, db]
@@ -60,7 +64,7 @@ def conv_transpose(call: Call) -> Gradients:
         )  # fmt: skip
     if call.wanted[1]:
         layout = layout_of(window, shape, groups)
-        dw = weight_gradient(g, layout, call.dy, moved(g, layout, spread(g, layout, call.x)))
+        dw = weight_gradient(g, layout, call.dy, call.x)
     if call.wants(2):
         db = g.add("ReduceSum", call.dy, g.ints(0, *range(2, rank)), keepdims=0)
     return [dx, dw, db]

@@ -10,17 +10,22 @@ three and three copies instead of nine. With strides, the input is first taken a
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from firmware_tools.autodiff.graph import Graph, Shape
+from firmware_tools.autodiff.scan import summed
 from firmware_tools.autodiff.window import Window
 
 _TO_THE_END = 2**31 - 1
 # A product with fewer rows than this takes up to twice the time of its transpose (16 x 32768 x 144: 3.7 and 2.0 ms).
 _LEFT_ROWS_MIN = 48
+# From as many values a sample on, the copies are made for one sample at a time: those of a batch would not fit the
+# processor's cache. A 3x3 kernel over [32, 16, 32, 32] takes 2.4 ms then and 4.4 otherwise, of which the product alone
+# is 2.1; over [32, 16, 14, 14], which copies 22,000 values, it takes 0.61 and 0.55.
+_SCANNED_VALUES_MIN = 25_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Layout:
     groups: int
     moving: int
     close: bool = False  # no zeros between: the grid is the output, and each column is cut out of the input
+    alone: bool = False  # one sample after another: no zeros after it, as none follows
 
     @property
     def outputs(self) -> int:
@@ -66,11 +72,14 @@ class Layout:
         if self.close:
             return w.result
         axes = zip(w.source, w.result, w.strides, w.dilations, w.kernel, w.begin, w.end, strict=True)
-        return tuple(
+        found = [
             # Without a stride, one padding serves both its neighbours.
             max(n + max(b, e), m) if s == 1 else max(m + d * (k - 1) // s, -(-(n + b) // s))
             for n, m, s, d, k, b, e in axes
-        )
+        ]
+        if self.alone and w.strides[0] == 1:
+            found[0] = max(w.source[0], w.result[0])
+        return tuple(found)
 
     @cached_property
     def pitches(self) -> tuple[int, ...]:
@@ -111,6 +120,22 @@ class Layout:
         return 0 if self.moving < 0 else self.window.dilations[self.moving] * self.pitches[self.moving]
 
     @property
+    def copied(self) -> int:
+        """Rows of the products' operands: each is as long as the grid."""
+        return self.inputs * len(self.taps) + self.outputs * self.moves
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of a group's product."""
+        return self.moves * self.outputs // self.groups, len(self.taps) * self.shape[1]
+
+    @property
+    def turned(self) -> bool:
+        """Whether the product is taken the other way round."""
+        height, width = self.sides
+        return self.groups == 1 and height < _LEFT_ROWS_MIN <= width
+
+    @property
     def padding(self) -> int:
         """The distance between an output position and the first input it reads."""
         w = self.window
@@ -121,6 +146,8 @@ class Layout:
         """Zeros before the output gradient: for all its moves, and for what the first input's gradient reads."""
         if self.close:
             return 0
+        if self.alone:
+            return (self.moves - 1) * self.step
         return self.moves * self.step + max(self.reach - self.padding, 0)
 
     @property
@@ -133,6 +160,10 @@ class Layout:
         """By how much a row is longer than the grid: enough that what wraps around meets zeros."""
         if self.close:
             return 0
+        if self.alone:
+            # Two copies of the input lie `extra - even_step` apart: as far as the second's taps read before it,
+            # and the first's behind it.
+            return max(self.front, self.even_step, self.padding, self.reach + self.front - self.padding)
         return max(
             self.front + self.reach + self.even_step, self.lead + self.even_step, self.front + self.step
         )
@@ -146,18 +177,24 @@ def layout_of(window: Window, shape: Shape, groups: int, *, both: bool = False) 
     layouts = [Layout(window, shape, groups, axis) for axis in (-1, *free)]
 
     def copied(layout: Layout) -> int:
-        columns = layout.inputs * len(layout.taps)
-        sums = columns if both and len(layout.taps) > 1 else 0
-        return columns + sums + layout.outputs * layout.moves
+        sums = layout.inputs * len(layout.taps) if both and len(layout.taps) > 1 else 0
+        return layout.copied + sums
 
-    return min(layouts, key=copied)
+    found = min(layouts, key=copied)
+    if both or found.copied * math.prod(found.extents) < _SCANNED_VALUES_MIN:
+        return found
+    return min((replace(each, alone=True) for each in layouts), key=lambda each: (each.copied, each.extra))
+
+
+def swapped(graph: Graph, tensor: str, rank: int) -> str:
+    """[N, C, *extents] of `rank` extents as [C, N, *extents], or back."""
+    return graph.add("Transpose", tensor, perm=[1, 0, *range(2, rank + 2)])
 
 
 def spread(graph: Graph, layout: Layout, gradient: str) -> str:
-    """[N, O, *result] as [O, N * grid] with zeros between."""
-    result = layout.window.result
-    counts = [e - m for e, m in zip(layout.extents, result, strict=True)]
-    return _flat(graph, _extended(graph, _swapped(graph, gradient, len(result)), counts))
+    """[O, N, *result] as [O, N * grid] with zeros between."""
+    counts = [e - m for e, m in zip(layout.extents, layout.window.result, strict=True)]
+    return _flat(graph, _extended(graph, gradient, counts))
 
 
 def moved(graph: Graph, layout: Layout, flat: str) -> str:
@@ -166,26 +203,43 @@ def moved(graph: Graph, layout: Layout, flat: str) -> str:
     return _tiled(graph, flat, layout.outputs, (layout.moves, -layout.step), (first, layout.extra))
 
 
-def weight_gradient(graph: Graph, layout: Layout, source: str, rows: str) -> str:
-    """Gradient of the kernel; `source` is the input [N, C, *source], `rows` what `moved` gives."""
+def weight_gradient(graph: Graph, layout: Layout, source: str, gradient: str) -> str:
+    """Gradient of the kernel; `source` is the input [N, C, *source], `gradient` that of the output [N, O, *result]."""
+    if not layout.alone:
+        rank = len(layout.extents)
+        rows = moved(graph, layout, spread(graph, layout, swapped(graph, gradient, rank)))
+        return in_kernel_order(graph, layout, product(graph, layout, swapped(graph, source, rank), rows))
+    w = layout.window
+    samples = {source: (layout.inputs, 1, *w.source), gradient: (layout.outputs, 1, *w.result)}
+    height, width = layout.sides[::-1] if layout.turned else layout.sides
+    shape = (height, width) if layout.groups == 1 else (layout.groups, height, width)
+
+    def part(body: Graph, total: str, x: str, dy: str) -> str:
+        return product(body, layout, x, moved(body, layout, spread(body, layout, dy)), total=total)
+
+    return in_kernel_order(graph, layout, summed(graph, samples, shape, part))
+
+
+def product(graph: Graph, layout: Layout, source: str, rows: str, *, total: str = "") -> str:
+    """Every channel of the output under each move with every channel of the input under each tap; `total` is added.
+
+    `source` is the input [C, N, *source], `rows` what `moved` gives.
+    """
     columns = _cut_out(graph, layout, source) if layout.close else _shifted(graph, layout, source)
-    groups, (outputs, inputs) = layout.groups, layout.shape[:2]
-    height, width = layout.moves * outputs // groups, len(layout.taps) * inputs
+    groups, (height, width) = layout.groups, layout.sides
     if groups > 1:
         right = graph.add("Reshape", columns, graph.ints(groups, width, -1))
         right = graph.add("Transpose", right, perm=[0, 2, 1])
         left = graph.add("Reshape", rows, graph.ints(groups, height, -1))
         parts = [left]
-        if outputs == groups and height > 1:
+        if layout.outputs == groups and height > 1:
             # A product with one row is a fast case of the runtime's own, one with three is not.
             parts = list(graph.add_many("Split", left, outputs=[""] * height, axis=1, num_outputs=height))
         products = [graph.add("MatMul", part, right) for part in parts]
-        product = products[0] if len(products) == 1 else graph.add("Concat", *products, axis=1)
-    elif height < _LEFT_ROWS_MIN <= width:
-        product = graph.add("Transpose", graph.add("Gemm", columns, rows, transB=1), perm=[1, 0])
-    else:
-        product = graph.add("Gemm", rows, columns, transB=1)
-    return _in_kernel_order(graph, layout, product)
+        whole = products[0] if len(products) == 1 else graph.add("Concat", *products, axis=1)
+        return graph.add("Add", total, whole) if total else whole
+    pair = (columns, rows) if layout.turned else (rows, columns)
+    return graph.add("Gemm", *pair, *[total] * bool(total), transB=1)
 
 
 def input_gradient(graph: Graph, layout: Layout, weight: str, rows: str) -> str:
@@ -210,11 +264,13 @@ def input_gradient(graph: Graph, layout: Layout, weight: str, rows: str) -> str:
     if layout.extents != w.source:
         zeros, axes = graph.ints(*[0] * rank), graph.ints(*range(2, rank + 2))
         wide = graph.add("Slice", wide, zeros, graph.ints(*w.source), axes)
-    return _swapped(graph, wide, rank)
+    return swapped(graph, wide, rank)
 
 
-def _in_kernel_order(graph: Graph, layout: Layout, product: str) -> str:
-    """[O, moves, C / groups, taps] as [O, C / groups, *kernel]."""
+def in_kernel_order(graph: Graph, layout: Layout, product: str) -> str:
+    """[O, moves, C / groups, taps], of `product`, as [O, C / groups, *kernel]."""
+    if layout.turned:
+        product = graph.add("Transpose", product, perm=[1, 0])
     if layout.moving >= 0:
         have = [-1, layout.moving, -2, *layout.others]
         sizes = {-1: layout.shape[0], -2: layout.shape[1], **dict(enumerate(layout.window.kernel))}
@@ -229,7 +285,7 @@ def _phases(graph: Graph, layout: Layout, source: str) -> dict[tuple[int, ...], 
     w, rank = layout.window, len(layout.extents)
     before = [b if s > 1 else 0 for b, s in zip(w.begin, w.strides, strict=True)]
     after = [s * e - n - b for s, e, n, b in zip(w.strides, layout.extents, w.source, before, strict=True)]
-    wide = _swapped(graph, source, rank)
+    wide = source
     if any(before):
         wide = graph.add("Pad", wide, graph.ints(0, 0, *before, 0, 0, *after))
     else:
@@ -247,7 +303,7 @@ def _phases(graph: Graph, layout: Layout, source: str) -> dict[tuple[int, ...], 
 def _cut_out(graph: Graph, layout: Layout, source: str) -> str:
     """The input under each tap, [C * taps, N * result], row by row."""
     w, rank = layout.window, len(layout.extents)
-    wide = _swapped(graph, source, rank)
+    wide = source
     if w.padded:
         wide = graph.add("Pad", wide, graph.ints(0, 0, *w.begin, 0, 0, *w.end))
     axes, strides, rows = graph.ints(*range(2, rank + 2)), graph.ints(*w.strides), []
@@ -279,11 +335,10 @@ def _tiled(graph: Graph, flat: str, channels: int, shifts: tuple[int, int], ends
     One copy: repeated with a period that is shorter than a row by `step`, which may be negative, and cut into rows.
     """
     (count, step), (front, extra) = shifts, ends
-    gap = extra - step - front
-    pieces = []
-    for i in range(count):
-        pieces += [_zeros(graph, channels, front), flat]
-        pieces.append(_zeros(graph, channels, gap if i < count - 1 else gap + count * step))
+    pieces = [_zeros(graph, channels, front), flat]
+    for _ in range(count - 1):
+        pieces += [_zeros(graph, channels, extra - step), flat]
+    pieces.append(_zeros(graph, channels, extra + (count - 1) * step - front))
     pieces = [piece for piece in pieces if piece]
     whole = graph.add("Concat", *pieces, axis=1) if len(pieces) > 1 else flat
     return graph.add("Reshape", whole, graph.ints(channels * count, -1)) if count > 1 else whole
@@ -321,10 +376,6 @@ def _extended(graph: Graph, tensor: str, counts: Sequence[int]) -> str:
     if any(counts):
         tensor = graph.add("Pad", tensor, graph.ints(*[0] * (len(counts) + 4), *counts))
     return tensor
-
-
-def _swapped(graph: Graph, tensor: str, rank: int) -> str:
-    return graph.add("Transpose", tensor, perm=[1, 0, *range(2, rank + 2)])
 
 
 def _flat(graph: Graph, tensor: str) -> str:

@@ -34,6 +34,14 @@ def mask(graph: Graph, comparison: str, *operands: str) -> str:
     return graph.add("Cast", graph.add(comparison, *operands), to=FLOAT)
 
 
+def rising(graph: Graph, y: str) -> str:
+    """1.0 where y > 0 and 0.0 elsewhere, of a y that is nowhere negative: one pass instead of two.
+
+    What lies below 3e-39 may give less than 1; the trainer counts such numbers as 0.
+    """
+    return graph.add("HardSigmoid", y, alpha=float(np.finfo(np.float32).max), beta=0.0)
+
+
 @gradient("Add", "Sum")
 def add(call: Call) -> Gradients:
     """Each operand takes the gradient as it is."""

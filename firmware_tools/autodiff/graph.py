@@ -27,8 +27,9 @@ Array = npt.NDArray[np.generic]
 class Graph:
     """Nodes and constants; every `add` appends, so the node list is always in topological order."""
 
-    def __init__(self, opset: int) -> None:
+    def __init__(self, opset: int, scope: str = "") -> None:
         self.opset = opset
+        self._scope = scope  # begins the numbers of fresh names: those of a body must not occur around it
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, Array] = {}
         self.held: set[str] = set()  # observed tensors: no gradient flows through them
@@ -37,7 +38,7 @@ class Graph:
 
     def copy(self) -> "Graph":
         """A graph that can grow apart from this one."""
-        twin = Graph(self.opset)
+        twin = Graph(self.opset, self._scope)
         twin.nodes = list(self.nodes)
         twin.constants = dict(self.constants)
         twin.held = set(self.held)
@@ -61,7 +62,12 @@ class Graph:
     def fresh(self, stem: str) -> str:
         """A tensor name that nothing in this graph has; `%` never occurs in a prepared model's names."""
         self._count += 1
-        return f"{stem}%{self._count}"
+        return f"{stem}%{self._scope}{self._count}"
+
+    def body(self) -> "Graph":
+        """An empty graph for the body of a Scan in this one; it refers to nothing outside."""
+        self._count += 1
+        return Graph(self.opset, f"{self._scope}{self._count}.")
 
     def constant(self, value: Array) -> str:
         """Name of a constant with this value; equal constants are stored once."""
@@ -80,14 +86,20 @@ class Graph:
         """A constant float32 scalar."""
         return self.constant(np.asarray(value, dtype=np.float32))
 
-    def model(
+    def proto(
         self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
-    ) -> onnx.ModelProto:
-        """An ONNX model of the nodes that `outputs` need; unused nodes and constants are left out."""
+    ) -> onnx.GraphProto:
+        """The nodes that `outputs` need; unused nodes and constants are left out."""
         nodes = needed(self.nodes, [value.name for value in outputs])
         used = {tensor for node in nodes for tensor in node.input}
         initializers = [numpy_helper.from_array(v, k) for k, v in self.constants.items() if k in used]
-        graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
+        return helper.make_graph(nodes, name, inputs, outputs, initializers)
+
+    def model(
+        self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """An ONNX model of what `proto` gives."""
+        graph = self.proto(name, inputs, outputs)
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="fedfleet")
         model.ir_version = helper.find_min_ir_version_for(opsets)
@@ -139,7 +151,8 @@ def _infer(graph: Graph, inputs: Mapping[str, Shape], outputs: Sequence[str], ba
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(f"shapes do not fit at a batch of {batch} samples: {error}") from error
     shapes: dict[str, Shape] = {n: tuple(a.shape) for n, a in graph.constants.items()}
-    for info in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    for info in (i for g in (model.graph, *bodies) for i in (*g.input, *g.value_info, *g.output)):
         if info.type.tensor_type.HasField("shape"):
             dims = info.type.tensor_type.shape.dim
             if all(d.HasField("dim_value") for d in dims):

@@ -19,12 +19,12 @@ EPSILON = 1e-5  # the default of all four operators
 @gradient("BatchNormalization", settings=(3, 4))
 def batch_normalization(call: Call) -> Gradients:
     """With constant statistics a scaling per channel; with the batch's own moments their effect is included."""
-    if call.attribute("training_mode", 0):
-        raise call.refused("give it statistics, or moments that other nodes compute")
     g, rank = call.graph, len(call.shape(call.x))
+    if call.attribute("training_mode", 0):
+        return _batch_moments(call, rank)
+    if call.constant(3) is None or call.constant(4) is None:
+        raise call.refused("its mean and variance must be constants or the batch's own")
     spread = g.add("Sqrt", g.add("Add", call.input(4), g.scalar(call.attribute("epsilon", EPSILON))))
-    if call.constant(3) is None:
-        return _batch_moments(call, spread, rank)
     others = [i for i in range(rank) if i != 1]
     dx = dscale = db = None
     if call.wanted[0]:
@@ -39,15 +39,17 @@ def batch_normalization(call: Call) -> Gradients:
     return [dx, dscale, db]
 
 
-def _batch_moments(call: Call, spread: str, rank: int) -> Gradients:
-    """Mean and variance are held, and are those of x over all axes but the channels'.
+def _batch_moments(call: Call, rank: int) -> Gradients:
+    """Its second and third outputs are held: the moments of x over all axes but the channels'.
 
     With n values a channel, dx = a (dy - sum(dy) / n) - a (x - mean) sum(dy (x - mean)) / (n (variance + epsilon))
     and a = scale / deviation. dy's part is one pass of the operator itself, with these factors.
     """
-    g, x, mean = call.graph, call.x, call.input(3)
-    if mean not in g.held:
-        raise call.refused("its mean must be a constant or the batch's own")
+    g, x = call.graph, call.x
+    mean, variance = (str(name) for name in call.node.output[1:3])
+    if not {mean, variance} <= g.held:
+        raise call.refused("its moments must be held")
+    spread = g.add("Sqrt", g.add("Add", variance, g.scalar(call.attribute("epsilon", EPSILON))))
     channels = call.shape(x)[1]
     others = g.ints(*(i for i in range(rank) if i != 1))
     centred = g.add("Sub", x, column(g, mean, rank))

@@ -162,16 +162,7 @@ def evaluator(graph, feeds):
     """The graph's output `out` as a function of `feeds`, all in float64."""
     inputs = [value_info(n, TensorProto.DOUBLE, v.shape) for n, v in feeds.items()]
     model = graph.model("case", inputs, [helper.make_empty_tensor_value_info("out")])
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(float), tensor.name))
-    for node in model.graph.node:
-        if node.op_type == "ConstantOfShape":
-            zero = helper.make_tensor("zero", TensorProto.DOUBLE, [1], [0.0])
-            node.attribute.append(helper.make_attribute("value", zero))
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.DOUBLE
+    _widen(model.graph)
     reference = ReferenceEvaluator(model, new_ops=[Erf, Gelu, GroupNormalization, MaxPool, AveragePool])
 
     def evaluate(**changed):
@@ -180,6 +171,22 @@ def evaluator(graph, feeds):
         return out
 
     return evaluate
+
+
+def _widen(graph):
+    """Turns the float32 of a graph and the bodies in it into float64."""
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(float), tensor.name))
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape":
+            zero = helper.make_tensor("zero", TensorProto.DOUBLE, [1], [0.0])
+            node.attribute.append(helper.make_attribute("value", zero))
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+            if attribute.HasField("g"):
+                _widen(attribute.g)
 
 
 def slopes(evaluate, feeds, seed, name, directions):

@@ -1,5 +1,6 @@
 """Every gradient rule against central differences in float64."""
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from firmware_test_derivatives import B, check, check_alone, run
 from onnx import TensorProto, helper
 
 from firmware_tools import compile_training
-from firmware_tools.autodiff import Graph, differentiate, supported, table
-from firmware_tools.autodiff.graph import needed, shapes_of
+from firmware_tools.autodiff import Graph, correlation, differentiate, supported, table
+from firmware_tools.autodiff.graph import DYNAMIC, needed, shapes_of
 from firmware_tools.autodiff.reverse import lower
 from firmware_tools.errors import NotDifferentiable
 
@@ -25,6 +26,27 @@ def test_gradient_agrees_with_finite_differences(spec):
 def test_frozen_operands_get_no_gradient(spec):
     """With all operands but one frozen, that one's gradient is unchanged and no other is built."""
     check_alone(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [c for c in CASES if c.op in ("Conv", "ConvTranspose")], ids=lambda c: c.name
+)
+def test_weight_gradients_taken_sample_by_sample_are_the_same(spec, monkeypatch):
+    """A convolution whose weight gradient is summed by a Scan has the gradients of one without."""
+    monkeypatch.setattr(correlation, "_SCANNED_VALUES_MIN", 0)
+    check(spec)
+
+
+def test_large_weight_gradients_are_taken_sample_by_sample():
+    """The copies of a convolution over large maps are never made for a whole batch at once."""
+    graph, shapes = Graph(18), {"x": (B, 16, 32, 32), "w": (16, 16, 3, 3)}
+    graph.add("Conv", *shapes, output="y", pads=[1] * 4)
+    known = shapes_of(graph, shapes, ["y"])
+    gradient = differentiate(graph, known, "y", "dy", ["w"])["w"]
+    found = shapes_of(graph, {**shapes, "dy": known["y"]}, [gradient])
+    batched = [name for name, shape in found.items() if DYNAMIC in shape]
+
+    assert max(prod(found[name][1:]) for name in batched) == 16 * 32 * 32
 
 
 DEPTHWISE = [
