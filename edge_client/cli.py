@@ -17,6 +17,7 @@ SUMMARIES = {
     "inspect": "Take a frame or log entry apart, byte by byte.",
     "job": "Start, list, watch and stop jobs.",
     "model": "Export trained models.",
+    "simulate": "Compare strategies on a simulated fleet.",
     "up": "Run broker, bridge and aggregator.",
 }
 EXTRAS = {"aggregator": "server", "broker_bridge": "server", "firmware_tools": "tools"}

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from aggregator.api.app import create_app
 from aggregator.engine import Engine
+from aggregator.simulate.config import Config
 from aggregator.spec import EndSpec, JobSpec, TrainingSpec
 from broker_bridge.ports import open_ports
 from edge_client.cli import GROUP, main
@@ -151,3 +152,13 @@ def test_every_configuration_key_is_documented():
 
     assert "memory_max_mb" in keys
     assert sorted(key for key in keys if not re.search(rf"[.`\[]{key}[`\].]", TEXT)) == []
+
+
+def test_every_key_of_a_simulation_is_documented():
+    """Each key of the simulator's TOML file is in its document."""
+    text = (ROOT / "docs/simulate.md").read_text()
+    keys = {field for kind in structs(Config) for field in kind.__struct_fields__}
+    kinds = {kind.__struct_config__.tag for kind in structs(Config) if kind.__struct_config__.tag}
+
+    assert len(keys) > 50
+    assert sorted(key for key in keys | kinds if not re.search(_WORD.format(re.escape(key)), text)) == []

@@ -1,0 +1,1 @@
+"""`fedfleet simulate`: a fleet on a virtual clock, with the real aggregator, admission, codec and training."""
