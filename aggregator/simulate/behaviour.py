@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from aggregator.simulate import devices as fleet
@@ -24,6 +25,7 @@ from aggregator.simulate.sources import Ints
 from aggregator.simulate.traffic import Traffic, update_payloads
 from aggregator.simulate.work import Training
 from aggregator.simulate.workers import Workers, result
+from edge_client.link import Link, density
 from edge_client.outgoing import JITTER, RECEIPT_WAIT_MAX_S
 from edge_client.participation import Participation
 from edge_client.phases import BACKOFF_MAX_S, BACKOFF_S, FATAL_CODES, PROGRESS_EVERY_S
@@ -234,6 +236,7 @@ class Behaviour:
         )
         digest = bytes.fromhex(assignment.version_hash)
         residual = self._site.residuals.get(device)
+        plan = msgspec.structs.replace(plan, density=density(self._uplink(device).rate, plan))
         task = Participation(uid, assignment.version, digest, base, plan, residual)
         attack = self._fleet.malicious.kind if devices.malicious[device] else None
         work = Training(self._site.bundle, task, rows, held, seconds, attack, self._fleet.malicious.factor)
@@ -259,7 +262,6 @@ class Behaviour:
         for progress in range(1, int(seconds / PROGRESS_EVERY_S) + 1):
             self._status(device, "training", round(min(1.0, progress * PROGRESS_EVERY_S / seconds), 3))
         if isinstance(answer, Failed):
-            self.counts.failed[answer.code] = self.counts.failed.get(answer.code, 0) + 1
             self._failed(device, answer)
             return
         self.counts.produced += 1
@@ -267,11 +269,10 @@ class Behaviour:
         devices.seq[device] += 2
         devices.holds[device] = task.version
         self._status(device, "uploading")
-        uid = task.uid
+        uid, rate = task.uid, round(self._uplink(device).rate or 0.0, 1)
+        evaluation = msgspec.structs.replace(answer.evaluation, uplink_bytes_s=rate)
         rows = [Row(device, uid, answer.frame, (answer.residual_accepted, answer.residual_kept))]
-        rows.append(
-            Row(device, Uid(uid.device, uid.job, uid.epoch, uid.seq + 1), encode(answer.evaluation), None)
-        )
+        rows.append(Row(device, Uid(uid.device, uid.job, uid.epoch, uid.seq + 1), encode(evaluation), None))
         if crash:  # after the first bytes have left: nobody is there to hear the receipt
             self.counts.crashes += 1
             self._down.add(device)
@@ -302,12 +303,16 @@ class Behaviour:
         """Publish a row; again when no receipt came for long."""
         if row.uid not in self._outbox or (row.device in self._down and attempt):
             return
-        times, up = self._site.times, self._devices.link(row.device)[0]
-        end = served(times, row.device, self._clock.now, len(row.body) / up)
+        up, _, latency = self._devices.link(row.device)
+        begin = back(self._site.times, row.device, self._clock.now)
+        end = served(self._site.times, row.device, begin, len(row.body) / up)
         if row.residuals is None:
             self.traffic.say(topics.evaluation(row.uid), len(row.body))
         else:
             self.traffic.update(topics.update(row.uid, 0), len(row.body))
+            seconds = end - begin + 2 * latency
+            link = self._uplink(row.device).measured(sum(update_payloads(len(row.body))), seconds)
+            self._devices.measured[row.device] = link.sent_bytes, link.seconds
         self._deliver(row.device, self._came, row, at=end)
         wait = min(
             self._fleet.faults.retry_s * 2**attempt, max(RECEIPT_WAIT_MAX_S, self._fleet.faults.retry_s)
@@ -361,6 +366,10 @@ class Behaviour:
         self._clock.at(self._clock.now + wait * (1 + JITTER / 2), self._enter, device)
 
     # -- messages ------------------------------------------------------------------------------------------
+
+    def _uplink(self, device: int) -> Link:
+        """The device's uplink as it has measured it."""
+        return Link(*self._devices.measured[device].tolist())
 
     def _deliver(self, device: int, step: Step, *args: Any, at: float | None = None) -> None:
         """A message between device and server, sent at `at`: once, twice, late, or not at all."""

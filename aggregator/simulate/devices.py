@@ -44,6 +44,7 @@ class Devices:
         self.tasks = np.zeros(count, np.int32)  # participations begun, which number their draws
         self.messages = np.zeros(count, np.int32)  # sent and received, which number theirs
         self.accepted = np.zeros(count, np.int32)
+        self.measured = np.zeros((count, 2), np.float64)  # of the uplink: fields of edge_client.link.Link
 
     def link(self, device: int) -> tuple[float, float, float]:
         """Bytes per second up and down (infinite where nothing is said), and seconds of latency."""

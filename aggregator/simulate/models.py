@@ -89,7 +89,7 @@ def mlp(shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], seed: int
 def cnn(
     shape: tuple[int, ...], classes: int, channels: tuple[int, ...], dense: int, seed: int
 ) -> onnx.ModelProto:
-    """LeNet's form, [N, C, H, W] to [N, classes]: 5x5 convolutions with ReLU, each halved by pooling, and a dense layer.
+    """LeNet's form, [N, C, H, W] to [N, classes]: 5x5 convolutions with ReLU and pooling, and a dense layer.
 
     With 8 and 16 channels and 64 units it has 54,314 parameters on 28x28x1.
     """

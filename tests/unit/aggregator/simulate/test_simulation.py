@@ -227,6 +227,19 @@ def test_slow_links_take_their_time(run, table):
     assert slow.summary["time"] > fast.summary["time"] + 24 / 4 * (4 * 67 / 100)
 
 
+def test_devices_behind_a_thin_link_send_less(run, table, monkeypatch):
+    """Once it has measured its uplink, a device carries what it can publish within the job's budget."""
+    table["job"]["training"] |= {"density": 0.9, "uplink_budget_s": 2.0, "density_min": 0.01}
+    table["fleet"]["link"] = {"kind": "fixed", "up_bytes_s": 36}
+    ledger = Ledger(monkeypatch)
+    run(table)
+    sizes = [len(answer.frame) for answer in ledger.produced.values()]
+    densities = [answer.evaluation.density for answer in ledger.produced.values()]
+
+    assert min(densities) < 0.5 < max(densities)
+    assert min(sizes) < max(sizes) - 5
+
+
 def test_the_header_says_all_that_a_run_depends_on(run, table, tmp_path):
     """The first line has the job's whole spec and the data's digest, and no path of this machine."""
     run(table)
