@@ -1,6 +1,10 @@
 """`fedfleet simulate`: strategies compared on a simulated fleet."""
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -56,14 +60,14 @@ def simulate(  # noqa: PLR0917 - the options of the command
         if plots:
             check()
         settings = configuration.load(config)
-        with state_directory(state) as scratch:
+        with _terminable(), state_directory(state) as scratch:
             simulation = Simulation(settings, scratch)
             with Watch(
                 console, [(label, seed) for label in settings.labels for seed in settings.seeds]
             ) as watch:
                 results = simulation.run(folder, workers or os.cpu_count() or 1, watch, fresh=fresh)
         files = draw(results, folder, plot_format) if plots else []
-    except SimulationError as error:
+    except (SimulationError, OSError) as error:  # of the disk, which the message names
         raise click.ClickException(str(error)) from error
     rows = compare(results, settings.evaluate.targets)
     if as_json:
@@ -72,3 +76,13 @@ def simulate(  # noqa: PLR0917 - the options of the command
     for table in tables(rows):
         console.print(table)
     console.print(f"results: {folder}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the program in order, so that scratch data is removed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from aggregator.engine import TICK_S
 from aggregator.holdout import score
 from aggregator.simulate.availability import availability
 from aggregator.simulate.behaviour import Behaviour, Site
@@ -23,7 +24,6 @@ from aggregator.spec import JobSpec
 from edge_client.bundle import Bundle
 from edge_client.wire.messages import Metrics
 
-TICK_S = 0.25  # the server looks at its deadlines so often, as the engine's TICK_S
 STALL_S = 86400.0  # without an accepted update for so long nothing will come of it
 RESIDUAL_BYTES = 2  # a float16 a weight
 DIGITS = 6  # of virtual seconds and figures in result lines

@@ -3,6 +3,7 @@
 The same code as a device's trainer child (edge_client/participation.py), with virtual seconds in its report.
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from aggregator.simulate.sources import Ints
+from broker_bridge.broker_child import die_with_parent
 from edge_client.participation import Outcome, Participation, TaskError, pack, train
 from edge_client.samples import DataError, Samples
 from edge_client.target import Targets
@@ -129,8 +131,10 @@ def _poisoned(trained: Trained, sizes: Sequence[int], statistics: int) -> Traine
 _bench: list[Bench] = []
 
 
-def prepare(folder: str) -> None:
-    """Begin a process: open the data."""
+def prepare(folder: str, parent: int) -> None:
+    """Begin a process: open the data. It dies with the process `parent`, and leaves Ctrl+C to it."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _bench[:] = [Bench(Path(folder))]
 
 

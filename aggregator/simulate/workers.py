@@ -43,7 +43,7 @@ class Workers:
             count,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=work.prepare,
-            initargs=(str(folder),),
+            initargs=(str(folder), os.getpid()),
         )
 
     def __enter__(self) -> Self:

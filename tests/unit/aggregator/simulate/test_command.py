@@ -1,12 +1,20 @@
 """`fedfleet simulate` from the command line."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from edge_client.cli import main
+
+WAIT_S = 30.0
 
 CONFIG = """
 seeds = [0, 1]
@@ -35,10 +43,14 @@ targets = [0.5, 1.0]
 
 
 @pytest.fixture
-def call(data_file, tmp_path):
-    config = tmp_path / "tiny.toml"
-    config.write_text(CONFIG.format(source=data_file))
+def config(data_file, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG.format(source=data_file))
+    return path
 
+
+@pytest.fixture
+def call(config, tmp_path):
     def run(*options):
         words = ["simulate", str(config), "--out", str(tmp_path / "out"), "--workers", "1", *options]
         return CliRunner().invoke(main, words)
@@ -67,9 +79,8 @@ def test_strategies_are_compared(call, tmp_path):
     assert dense["uploads"] == {"mean": 12, "deviation": 0}
 
 
-def test_what_cannot_run_is_said_in_a_sentence(call, tmp_path):
+def test_what_cannot_run_is_said_in_a_sentence(call, config):
     """A mistake in the file is exit code 1 and a message without a traceback."""
-    config = tmp_path / "tiny.toml"
     config.write_text(config.read_text().replace("concurrency", "concurency"))
     result = call()
 
@@ -97,3 +108,37 @@ def test_plots_are_files(call, tmp_path):
 
     assert len(first) == 5
     assert {f.name: f.read_bytes() for f in (tmp_path / "out").glob("*.svg")} == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_whoever_ends_it_no_process_stays(config, tmp_path, number):
+    """Killed in the middle of a run, its workers end; what it can still clean up, it does."""
+    config.write_text(config.read_text().replace("uploads = 12", "uploads = 1000000"))
+    state = tmp_path / "state"
+    words = ["simulate", str(config), "--out", str(tmp_path / "out"), "--state", str(state), "--workers", "1"]
+    with subprocess.Popen([sys.executable, "-m", "edge_client", *words], start_new_session=True) as process:
+        wait(lambda: len(members(process.pid)) >= 2 and sum(1 for _ in (tmp_path / "out").glob("*.jsonl")))
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    wait(lambda: not members(process.pid))
+
+    assert process.returncode == {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGKILL: -9}[number]
+    assert number == signal.SIGKILL or list(state.iterdir()) == []
+
+
+def wait(condition):
+    """Until it holds, for at most a while."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def members(session):
+    """Processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(stat.parent.name)
+    return found
