@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from firmware_tools.autodiff import depthwise
+from firmware_tools.autodiff import depthwise, patches
 from firmware_tools.autodiff.correlation import (
     in_kernel_order,
     input_gradient,
@@ -34,17 +34,17 @@ def conv(call: Call) -> Gradients:
     together = call.wanted[0] and call.wanted[1] and _small(window, shape, groups)
     if narrow(window, shape, groups):
         return _depthwise(call, window, shape)
-    g, layout = call.graph, layout_of(window, shape, groups, both=together)
+    g = call.graph
     dx = dw = db = None
     if call.wants(2):
         db = g.add("ReduceSum", call.dy, g.ints(0, *range(2, len(shape))), keepdims=0)
     if together:
-        rank = len(window.kernel)
+        layout, rank = layout_of(window, shape, groups, both=True), len(window.kernel)
         rows = moved(g, layout, spread(g, layout, swapped(g, call.dy, rank)))
         dw = in_kernel_order(g, layout, product(g, layout, swapped(g, call.x, rank), rows))
         dx = input_gradient(g, layout, call.input(1), rows)
     elif call.wanted[1]:
-        dw = weight_gradient(g, layout, call.x, call.dy)
+        dw = _weight_gradient(call, window, shape, call.x, call.dy)
     if call.wanted[0] and dx is None:
         dx = _input_gradient(call, window, groups)
     return [dx, dw, db]
@@ -63,8 +63,7 @@ def conv_transpose(call: Call) -> Gradients:
             dilations=list(window.dilations), group=groups,
         )  # fmt: skip
     if call.wanted[1]:
-        layout = layout_of(window, shape, groups)
-        dw = weight_gradient(g, layout, call.dy, call.x)
+        dw = _weight_gradient(call, window, shape, call.dy, call.x)
     if call.wants(2):
         db = g.add("ReduceSum", call.dy, g.ints(0, *range(2, rank)), keepdims=0)
     return [dx, dw, db]
@@ -136,6 +135,14 @@ def _transposed_window(call: Call, kernel: tuple[int, ...]) -> Window:
 
 def _swap(graph: Graph, tensor: str, rank: int) -> str:
     return graph.add("Transpose", tensor, perm=[1, 0, *range(2, rank)])
+
+
+def _weight_gradient(call: Call, window: Window, shape: Shape, source: str, gradient: str) -> str:
+    """Gradient of a kernel of `shape`, which leads from `source` to where `gradient` is known."""
+    g, groups = call.graph, call.attribute("group", 1)
+    if patches.suits(window, shape, groups):
+        return patches.weight_gradient(g, window, shape, source, gradient)
+    return weight_gradient(g, layout_of(window, shape, groups), source, gradient)
 
 
 def _input_gradient(call: Call, window: Window, groups: int) -> str:

@@ -183,7 +183,9 @@ def layout_of(window: Window, shape: Shape, groups: int, *, both: bool = False) 
     found = min(layouts, key=copied)
     if both or found.copied * math.prod(found.extents) < _SCANNED_VALUES_MIN:
         return found
-    return min((replace(each, alone=True) for each in layouts), key=lambda each: (each.copied, each.extra))
+    # For one sample the number of nodes matters more than that of copies: two even shifts are two copies.
+    alone = [replace(each, alone=True) for each in layouts if each.moving >= 0 or not free]
+    return min(alone, key=lambda each: (each.copied, each.extra))
 
 
 def swapped(graph: Graph, tensor: str, rank: int) -> str:
