@@ -43,8 +43,8 @@ def _batch_moments(call: Call, rank: int) -> Gradients:
     """Its second and third outputs are held: the moments of x over all axes but the channels'.
 
     With n values a channel, dx = a (dy - sum(dy) / n) - a (x - mean) sum(dy (x - mean)) / (n (variance + epsilon))
-    and a = scale / deviation. What is done channel by channel is done by the operator itself, whose pass over a tensor takes
-    0.11 ms where Sub and Mul of a vector take 0.15 ([32, 16, 32, 32]).
+    and a = scale / deviation. What is done channel by channel is done by the operator itself, whose pass over
+    [32, 16, 32, 32] takes 0.11 ms where Sub and Mul with a vector take 0.15.
     """
     g, x = call.graph, call.x
     mean, variance = (str(name) for name in call.node.output[1:3])
