@@ -11,13 +11,14 @@ from pathlib import Path
 import structlog
 
 from aggregator.downlink import Downlink
-from aggregator.errors import NotFoundError, RefusedError
+from aggregator.errors import NotFoundError, RefusedError, StrategyError
 from aggregator.fleet import Fleet
 from aggregator.intake import Intake
 from aggregator.job import Job
 from aggregator.jobstore import BundleShelf, JobRecord, JobStore
 from aggregator.memo import Memo, MemoStore
 from aggregator.spec import JobSpec
+from aggregator.versions import load_cached
 from broker_bridge.ports import Conflict, Ports
 from edge_client.wire import topics
 from edge_client.wire.messages import JobEnd
@@ -111,7 +112,9 @@ class Engine:
             entries = await self.ports.log.read(partition, self.cursor[partition], READ_LIMIT)
             for entry in entries:
                 fresh = entry.offset > self._memo_offsets[partition]
-                intake = self._intake.take(partition, entry, fresh=fresh)
+                wanted = self._intake.wants(entry)
+                blob = None if wanted is None else await load_cached(self.ports.blobs, wanted)
+                intake = self._intake.take(partition, entry, fresh=fresh, blob=blob)
                 self.cursor[partition] = entry.offset
                 self._dirty = True
                 for device, name, reason in intake.ends:
@@ -144,7 +147,12 @@ class Engine:
         draining = self.store.records[job.spec.name].state == "ended"
         if not job.due(self._clock(), draining=draining):
             return
-        sealed = job.seal(self._clock(), self.cursor, draining=draining)
+        try:
+            sealed = job.seal(self._clock(), self.cursor, draining=draining)
+        except StrategyError as error:
+            job.broken = str(error)
+            log.error("strategy.failed", job=job.spec.name, version=job.version, error=str(error))  # noqa: TRY400
+            return
         await self.store.commit(job, sealed)
         await self._downlink.say(topics.version(job.spec.cohort, job.spec.name), job.notice())
         log.info(

@@ -22,3 +22,7 @@ class NotFoundError(RefusedError):
 
 class CorruptStateError(AggregatorError):
     """Stored state does not have the digest or form it must have; nothing was changed."""
+
+
+class StrategyError(AggregatorError):
+    """A strategy gave numbers that no model can be made of; the version before stays the newest."""

@@ -40,11 +40,18 @@ class Intake:
         self._jobs = jobs
         self._records = records
 
-    def take(self, partition: int, entry: Entry, *, fresh: bool) -> Taken:
-        """Apply one entry."""
+    def wants(self, entry: Entry) -> str | None:
+        """The digest of a blob that `take` needs for this entry, None when it needs none."""
+        if entry.kind is not Kind.UPDATE:
+            return None
+        uid = Uid.parse(entry.uid)
+        return self._jobs[uid.job].wants(uid.device)
+
+    def take(self, partition: int, entry: Entry, *, fresh: bool, blob: bytes | None = None) -> Taken:
+        """Apply one entry; `blob` is the one that `wants` named."""
         taken = Taken()
         if entry.kind is Kind.UPDATE:
-            self._update(partition, entry, taken, fresh=fresh)
+            self._update(partition, entry, taken, blob, fresh=fresh)
         elif fresh and entry.kind is Kind.EVALUATION:
             self._evaluation(entry)
         elif fresh and entry.kind is Kind.REJECTION:
@@ -53,14 +60,14 @@ class Intake:
             self._event(entry, taken)
         return taken
 
-    def _update(self, partition: int, entry: Entry, taken: Taken, *, fresh: bool) -> None:
+    def _update(self, partition: int, entry: Entry, taken: Taken, blob: bytes | None, *, fresh: bool) -> None:
         uid = Uid.parse(entry.uid)
         record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
         if fresh:
             self._fleet.task(uid.device, uid.job, record.at).accepted += 1
         job = self._jobs[uid.job]
         if entry.offset > job.folded.get(partition, 0):
-            job.update(uid.device, record.frame, record.wire_bytes, record.at)
+            job.update(uid.device, record.frame, record.wire_bytes, record.at, blob)
             taken.job = job
 
     def _evaluation(self, entry: Entry) -> None:

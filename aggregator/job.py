@@ -3,28 +3,24 @@
 `engine.py` feeds it the log in order and performs what it decides.
 """
 
+import math
 import zlib
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import msgspec
-import numpy as np
 
-from aggregator import ending, staleness
-from aggregator.commit import commit
-from aggregator.delta import least
-from aggregator.fold import Fold
-from aggregator.hidden import FINE_BITS, State
+from aggregator import ending
+from aggregator.hidden import State
 from aggregator.history import History
 from aggregator.holdout import Holdout
+from aggregator.learner import Learner, Sealed
 from aggregator.leases import Lease, Leases, Waiting
 from aggregator.path import Paths
 from aggregator.reported import Reported
 from aggregator.spec import JobSpec
-from aggregator.versions import VersionManifest, blobs_of, reference
+from aggregator.versions import VersionManifest, blobs_of
 from edge_client.bundle import Manifest
-from edge_client.wire import grid, sparse
-from edge_client.wire.limits import FRACTION_BITS, PACKET_OVERHEAD_BYTES
+from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
 from edge_client.wire.messages import (
     CODECS,
     Ask,
@@ -37,7 +33,6 @@ from edge_client.wire.messages import (
     common_codec,
 )
 
-CODEC_BYTE = 3  # of a frame (docs/wire.md §4)
 VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
 
 
@@ -56,29 +51,6 @@ class JobMemo(msgspec.Struct):
     merged: dict[int, list[str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A version ready to be stored: blobs first, then the manifest, then the head."""
-
-    manifest: VersionManifest
-    state: State
-    keyframe: bytes
-    delta: bytes
-    lag: bytes
-
-
-@dataclass(slots=True)
-class Buffer:
-    """What was folded since the last commit."""
-
-    fold: Fold
-    first_at: float = 0.0
-    devices: list[str] = field(default_factory=list)
-    bytes_up: int = 0
-    bytes_frames: int = 0
-    bytes_bound: float = 0.0
-
-
 class Job:
     """A running or draining job at its newest version."""
 
@@ -94,16 +66,19 @@ class Job:
         self.bundle = bundle
         self.bundle_ref = bundle_ref
         self.created_at = created_at
-        self.digest, self.manifest, self.state = head
+        self.learner = Learner(spec, bundle, head)
         self.recent: dict[int, VersionManifest] = {self.manifest.version: self.manifest}
         self.history = History()
-        self.leases = Leases()
+        self.leases = self._places({}, {})
         self.paths = Paths(bundle.sizes)
         self.participants: set[str] = set()
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
-        self.contributions: Counter[str] = Counter()  # updates folded so far, by device
-        self._sizes = np.array([t.size for t in bundle.tensors], dtype=np.int64)
-        self._buffer = Buffer(Fold(bundle.sizes, spec.weighting))
+        self.broken: str | None = None  # why no further version can be made
+
+    @property
+    def manifest(self) -> VersionManifest:
+        """The newest version's."""
+        return self.learner.manifest
 
     @property
     def version(self) -> int:
@@ -111,36 +86,41 @@ class Job:
         return self.manifest.version
 
     @property
-    def buffered(self) -> int:
-        """Updates folded since the last commit."""
-        return self._buffer.fold.count
+    def digest(self) -> str:
+        """Of the newest version's manifest."""
+        return self.learner.digest
 
     @property
-    def fold(self) -> Fold:
-        """The buffer's integer sums."""
-        return self._buffer.fold
+    def state(self) -> State:
+        """The newest version's model."""
+        return self.learner.state
+
+    @property
+    def buffered(self) -> int:
+        """Updates folded since the last commit."""
+        return len(self.learner.buffer.devices)
 
     # -- what the log says ---------------------------------------------------------------------------
 
-    def update(self, device: str, frame: bytes, wire_bytes: int, at: float) -> int:
-        """Fold one admitted update and free its device's place; return its staleness τ now."""
-        update = sparse.decode(frame, self.bundle.sizes, len(self.bundle.statistics))
-        buffer = self._buffer
-        if not buffer.devices:
-            buffer.first_at = at
-        buffer.fold.add(update)
-        buffer.devices.append(device)
-        buffer.bytes_up += wire_bytes
-        buffer.bytes_frames += len(frame)
-        buffer.bytes_bound += sparse.bound_bytes(update.weights, self._sizes, frame[CODEC_BYTE])
-        self.contributions[device] += 1
+    def wants(self, device: str) -> str | None:
+        """The digest of a blob that `update` needs for this device, None when it needs none."""
+        return self.learner.cache.wanted(device) if self.spec.cache_weight > 0 else None
+
+    def update(
+        self, device: str, frame: bytes, wire_bytes: int, at: float, before: bytes | None = None
+    ) -> int:
+        """Fold one admitted update and free its device's place; return its staleness τ now.
+
+        `before` is the blob that `wants` named.
+        """
         self.leases.release(device)
-        return self.version - update.base_version
+        return self.learner.update(device, frame, wire_bytes, at, before)
 
     def ask(self, device: str, ask: Ask, at: float) -> None:
-        """A device is willing to train."""
+        """A device is willing to train; one with too few samples has been told so by the offer."""
         self.participants.add(device)
-        self.leases.ask(device, ask, at)
+        if ask.n_samples >= self.spec.selection.samples_min:
+            self.leases.ask(device, ask, at, self.learner.contributions[device])
 
     # -- what follows --------------------------------------------------------------------------------
 
@@ -150,55 +130,20 @@ class Job:
         A job that is over also makes one without updates when deltas left something out: devices, and whoever
         exports the newest version, then get all that was learned.
         """
+        if self.broken is not None:
+            return False
         if not self.buffered:
             return draining and not self.state.lossless
-        waited = now - self._buffer.first_at >= self.spec.max_wait_s
-        return draining or waited or self.buffered >= self.spec.buffer_size
+        waited = now - self.learner.buffer.first_at >= self.spec.max_wait_s
+        return draining or self.learner.full or (waited and self.buffered >= self.spec.quorum)
 
     def seal(self, now: float, cursor: dict[int, int], *, draining: bool = False) -> Sealed:
-        """Make the next version of the buffer, which holds this job's updates up to `cursor`.
+        """Make the next version of the buffer, which holds this job's updates up to `cursor`; raise StrategyError.
 
         A draining job leaves nothing out of its delta: what is exported is all that was learned.
         """
-        spec, fold = self.spec, self._buffer.fold
-        weights = {
-            base: staleness.polynomial(self.version - base, spec.staleness_exponent, spec.staleness_max)
-            for base in sorted(fold.buckets)
-        }
-        steps = [t.step_exp for t in self.bundle.table]
-        statistics = len(self.bundle.statistics)
-        exact = commit(self.state.exact(), steps, fold, weights, spec.server_lr, statistics=statistics)
-        number, density = self.version + 1, 1.0 if draining else spec.downlink_density
-        delta = least(number, exact, self.state.model, steps, density, statistics=statistics)
-        state = delta.state
-        keyframe = grid.encode_keyframe(number, state.model)
-        lag = grid.encode_keyframe(number, state.lag)
-        manifest = VersionManifest(
-            job=spec.name,
-            version=number,
-            parent=self.digest,
-            at=now,
-            model_hash=grid.model_hash(state.model).hex(),
-            keyframe=reference(keyframe),
-            delta=reference(delta.data),
-            lag=reference(lag),
-            lag_norm=state.lag_norm(steps),
-            lossless=state.lossless,
-            downlink_density=delta.density,
-            fine_bits=FINE_BITS,
-            included={p: self._range(p, upto) for p, upto in sorted(cursor.items())},
-            bases={base: bucket.count for base, bucket in sorted(fold.buckets.items())},
-            weights=weights,
-            total_weight=fold.weight,
-            server_lr=spec.server_lr,
-            norm_max=spec.norm_max,
-            fraction_bits=FRACTION_BITS,
-            devices=tuple(self._buffer.devices),
-            bytes_up=self._buffer.bytes_up,
-            bytes_frames=self._buffer.bytes_frames,
-            bytes_bound=round(self._buffer.bytes_bound),
-        )
-        return Sealed(manifest, state, keyframe, delta.data, lag)
+        included = {p: self._range(p, upto) for p, upto in sorted(cursor.items())}
+        return self.learner.seal(now, included, 1.0 if draining else self.spec.downlink_density)
 
     def _range(self, partition: int, upto: int) -> tuple[int, int]:
         """What the buffer holds of a partition: nothing when a restart reads it again from before that."""
@@ -207,13 +152,16 @@ class Job:
 
     def advance(self, sealed: Sealed, digest: str) -> list[str]:
         """The head swung to `sealed`: start a new buffer; return the digests of the blobs that may go."""
-        self.digest, self.manifest, self.state = digest, sealed.manifest, sealed.state
+        blobs = self.learner.advance(sealed, digest)
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
-        self._buffer = Buffer(Fold(self.bundle.sizes, self.spec.weighting))
         self.recent[self.version] = self.manifest
         self.paths.extend(self.version, sealed.delta)
+        if (
+            self.spec.barrier
+        ):  # the round is over: who has not answered is refused as stale, and keeps no place
+            self.leases.held.clear()
         gone = [self.recent.pop(version) for version in sorted(self.recent) if not self.keeps(version)]
-        blobs = [ref.digest for manifest in gone for ref in blobs_of(manifest)]
+        blobs += [ref.digest for manifest in gone for ref in blobs_of(manifest)]
         return blobs + self.paths.forget(self.oldest)
 
     @property
@@ -241,13 +189,23 @@ class Job:
     def grant(self, now: float) -> list[tuple[str, Assignment]]:
         """Assignments for the free places."""
         self.leases.expire(now)
+        spec, buffer = self.spec, self.learner.buffer
+        places, barred = spec.concurrency, set[str]()
+        if spec.barrier:  # a round: its updates and the places still held are all that it began with
+            places = math.ceil(spec.over_selection * spec.buffer_size) - self.buffered
+            barred = set(buffer.devices)
+        elif buffer.bounds.device_updates is not None:  # another update of such a device would weigh nothing
+            most = buffer.bounds.device_updates
+            barred = {device for device, count in buffer.of_device.items() if count >= most}
         grants = self.leases.grant(
-            places=self.spec.concurrency, version=self.version, now=now, lease_s=self.spec.lease_s
+            places=places, version=self.version, now=now, lease_s=spec.lease_s, barred=barred
         )
         return [(grant.device, self._assignment(grant.device, grant.ask)) for grant in grants]
 
     def over(self, now: float) -> str | None:
         """Why the job is over, or None."""
+        if self.broken is not None:
+            return self.broken
         return ending.reason(
             self.spec.end, self.history.smoothed, version=self.version, age_s=now - self.created_at
         )
@@ -260,6 +218,7 @@ class Job:
             dataset=self.spec.dataset,
             data=self.bundle.data,
             bundle=self.bundle_ref,
+            samples_min=self.spec.selection.samples_min,
             retry_s=self.spec.retry_s,
             deadline=None if deadline is None else self.created_at + deadline,
         )
@@ -297,12 +256,11 @@ class Job:
 
     def recall(self, memo: JobMemo) -> None:
         """Take up a memo after a restart; `history` must hold every version already."""
-        self.leases = Leases(dict(memo.waiting), dict(memo.held))
+        self.leases = self._places(memo.waiting, memo.held)
         self.participants = set(memo.participants)
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
         self.history.recall(memo.holdouts, memo.reported)
-        self.contributions = Counter(name for record in self.history.records for name in record.devices)
         self.paths.merged = {version: list(digests) for version, digests in memo.merged.items()}
 
     def hashes(self) -> dict[int, str]:
@@ -322,7 +280,7 @@ class Job:
         training = self.spec.training
         if training.density_first is None:
             return training.density
-        left = max(0.0, 1.0 - self.contributions[device] / training.warmup)
+        left = max(0.0, 1.0 - self.learner.contributions[device] / training.warmup)
         return float(training.density * (training.density_first / training.density) ** left)
 
     def _uplink(self) -> UplinkPlan | None:
@@ -336,8 +294,12 @@ class Job:
             density_max=training.density_max or training.density,
         )
 
+    def _places(self, waiting: Mapping[str, Waiting], held: Mapping[str, Lease]) -> Leases:
+        return Leases(waiting, held, policy=self.spec.selection.policy, seed=self.spec.seed + self.version)
+
     def _assignment(self, device: str, ask: Ask) -> Assignment:
         training = self.spec.training
+        seed = zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode())
         return Assignment(
             job=self.spec.name,
             ask=ask.ask,
@@ -352,8 +314,9 @@ class Job:
                 density=self.density(device),
                 norm_max=self.spec.norm_max,
                 codec=self.codec(ask) or CODECS[0],
-                seed=zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode()),
+                seed=seed,
                 uplink=self._uplink(),
             ),
             lease_s=self.spec.lease_s,
+            not_before_s=round(self.spec.selection.pace_s * seed / 2**32, 3),
         )

@@ -10,14 +10,18 @@ import msgspec
 from aggregator.admission import job_cell, version_cell
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.hidden import State
-from aggregator.job import Job, JobMemo, Sealed
+from aggregator.job import Job, JobMemo
+from aggregator.learner import Learner, Sealed
 from aggregator.spec import JobSpec, check_bundle
 from aggregator.versions import (
     VersionManifest,
     first,
     load_delta,
     load_manifest,
+    load_model,
+    load_slots,
     load_state,
+    load_sums,
     put_manifest,
     record,
 )
@@ -130,7 +134,7 @@ class JobStore:
     async def commit(self, job: Job, sealed: Sealed) -> None:
         """Store a version and swing the head to it (I3); raise Conflict when another engine was first."""
         blobs = self._ports.blobs
-        await asyncio.gather(*(blobs.put(data) for data in (sealed.keyframe, sealed.delta, sealed.lag)))
+        await asyncio.gather(*(blobs.put(data) for data in sealed.blobs))
         digest = await put_manifest(blobs, sealed.manifest)
         surplus = job.advance(sealed, digest)
         job.history.add(record(digest, sealed.manifest))
@@ -180,13 +184,26 @@ class JobStore:
         job = self._job(job_record, bundle, (*chain[0], state))
         for ancestor_digest, ancestor in reversed(chain):
             job.history.add(record(ancestor_digest, ancestor))
+            job.learner.recall(ancestor)
+        await self._fill(job.learner)
         job.recall(memo)
         stored = {digest async for digest in blobs.list()}
         job.recent = {m.version: m for _, m in reversed(chain) if m.keyframe.digest in stored}
         if job_record.state == "running":
             for version in range(max(1, job.oldest), job.version + 1):
                 job.paths.extend(version, await load_delta(blobs, job.recent[version]))
+                if job_record.spec.mixing:
+                    model = await load_model(blobs, job.recent[version], bundle.manifest.sizes)
+                    job.learner.remember(version, model)
         return job
+
+    async def _fill(self, learner: Learner) -> None:
+        """Load what the newest version says of the next besides its model."""
+        blobs, manifest = self._ports.blobs, learner.manifest
+        learner.slots = await load_slots(blobs, manifest)
+        sums = await load_sums(blobs, manifest)
+        if sums is not None:
+            learner.cache.sums, learner.cache.weight = sums, manifest.cache_weight
 
     def _job(self, job_record: JobRecord, bundle: Bundle, head: tuple[str, VersionManifest, State]) -> Job:
         self.records[job_record.spec.name] = job_record

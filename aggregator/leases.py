@@ -1,21 +1,34 @@
 """Who may train now: asks wait, a grant holds one of a job's places until its lease ends. Pure.
 
 A device that vanished frees its place when its lease expires; its update, should it still come, is judged by
-its staleness alone (DESIGN §7).
+its staleness alone (DESIGN §7). Among those who wait a policy chooses:
+
+| policy | who is next |
+|---|---|
+| `round-robin` | who has waited longest |
+| `random` | anybody, with equal chances |
+| `fair` | who contributed least so far, and of these who has waited longest |
 """
 
+import heapq
+import random
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from edge_client.wire.messages import Ask
 
+Policy = Literal["round-robin", "random", "fair"]
+
 
 class Waiting(msgspec.Struct, frozen=True):
-    """A device that asked at Unix time `at` and has no place yet."""
+    """A device that asked at Unix time `at` and has no place yet; it had contributed `done` updates by then."""
 
     ask: Ask
     at: float
+    done: int = 0
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -35,16 +48,31 @@ class Grant:
 
 
 class Leases:
-    """Places of one job."""
+    """Places of one job; each call takes time logarithmic in the number of devices, but for `expire`."""
 
     def __init__(
-        self, waiting: dict[str, Waiting] | None = None, held: dict[str, Lease] | None = None
+        self,
+        waiting: Mapping[str, Waiting] | None = None,
+        held: Mapping[str, Lease] | None = None,
+        *,
+        policy: Policy = "round-robin",
+        seed: int = 0,
     ) -> None:
-        self.waiting = waiting or {}
-        self.held = held or {}
+        self.waiting: dict[str, Waiting] = {}
+        self.held: dict[str, Lease] = dict(held or {})
+        self._fair = policy == "fair"
+        self._rng = random.Random(seed) if policy == "random" else None  # noqa: S311 - chooses, keeps no secret
+        # Entries of devices that stopped waiting stay until they come up; `_queue` and `_urn` are never both used.
+        self._queue: list[tuple[int, float, str]] = []
+        self._urn: list[str] = []
+        for device, entry in (waiting or {}).items():
+            self._wait(device, entry)
 
-    def ask(self, device: str, ask: Ask, at: float) -> None:
-        """A device is willing; asking again gives back the place it held, because it lost its assignment."""
+    def ask(self, device: str, ask: Ask, at: float, done: int = 0) -> None:
+        """A device is willing; asking again gives back the place it held, because it lost its assignment.
+
+        `done` is the number of updates it has contributed.
+        """
         lease = self.held.get(device)
         if lease is not None and lease.ask.ask > ask.ask:
             return
@@ -52,7 +80,10 @@ class Leases:
         before = self.waiting.get(device)
         if before is not None and before.ask.ask > ask.ask:
             return
-        self.waiting[device] = Waiting(ask, before.at if before else at)
+        if before is not None:  # it keeps its turn
+            self.waiting[device] = msgspec.structs.replace(before, ask=ask)
+        else:
+            self._wait(device, Waiting(ask, at, done))
 
     def release(self, device: str) -> None:
         """The device is done, or gone: its place is free."""
@@ -77,13 +108,47 @@ class Leases:
             del self.held[device]
         return gone
 
-    def grant(self, *, places: int, version: int, now: float, lease_s: float) -> list[Grant]:
-        """Give free places to those who waited longest."""
-        grants = []
-        for device, waiting in sorted(self.waiting.items(), key=lambda item: (item[1].at, item[0])):
-            if len(self.held) >= places:
+    def grant(
+        self, *, places: int, version: int, now: float, lease_s: float, barred: Collection[str] = ()
+    ) -> list[Grant]:
+        """Give free places to those whose turn it is; who is `barred` goes on waiting."""
+        grants: list[Grant] = []
+        passed: list[str] = []
+        while len(self.held) < places:
+            device = self._next()
+            if device is None:
                 break
-            del self.waiting[device]
+            if device in barred:
+                passed.append(device)
+                continue
+            waiting = self.waiting.pop(device)
             self.held[device] = Lease(waiting.ask, version, now + lease_s)
             grants.append(Grant(device, waiting.ask))
+        for device in passed:
+            self._wait(device, self.waiting[device])
         return grants
+
+    def _wait(self, device: str, entry: Waiting) -> None:
+        self.waiting[device] = entry
+        if self._rng is None:
+            heapq.heappush(self._queue, self._key(device, entry))
+        else:
+            self._urn.append(device)
+
+    def _key(self, device: str, entry: Waiting) -> tuple[int, float, str]:
+        return (entry.done if self._fair else 0, entry.at, device)
+
+    def _next(self) -> str | None:
+        """Take out whose turn it is; the device still waits."""
+        while self._queue:
+            key = heapq.heappop(self._queue)
+            entry = self.waiting.get(key[2])
+            if entry is not None and self._key(key[2], entry) == key:
+                return key[2]
+        while self._urn and self._rng is not None:
+            at = self._rng.randrange(len(self._urn))
+            self._urn[at], self._urn[-1] = self._urn[-1], self._urn[at]
+            device = self._urn.pop()
+            if device in self.waiting:
+                return device
+        return None

@@ -4,10 +4,15 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
+from aggregator.bounds import Bounds
+from aggregator.cache import CacheEntry
 from aggregator.errors import CorruptStateError
 from aggregator.hidden import State
 from aggregator.history import VersionRecord
+from aggregator.optimizer import Slots
+from aggregator.sums import Ints
 from broker_bridge.ports import Blobs, CorruptBlob, Digest, MissingBlob
 from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
@@ -23,7 +28,10 @@ class VersionManifest(msgspec.Struct, frozen=True):
     `parent` is the digest of the parent's manifest, "" for version 0. `keyframe` is the model that devices train
     from, x̂; `lag` is what the server's exact model is ahead of it, x - x̂, in 2**-fine_bits of a grid step, as a
     KEYFRAME frame (None: nothing), and `lag_norm` its L2 norm. `downlink_density` is the share of weights whose
-    change the delta was to carry; `lossless` says that it carried all.
+    change the delta was to carry; `lossless` says that it carried all. `norms` counts the updates' L2 norms by bin
+    (bounds.norm_bin), and `bounds` are what the updates of the next version are weighed by. Only the newest version has
+    these blobs: `slots`, the server optimiser's state, and of the cache the frames of `cached`, this version's devices,
+    and `cache_sums`, the sum over all devices, of weight `cache_weight`.
     """
 
     job: str
@@ -49,6 +57,12 @@ class VersionManifest(msgspec.Struct, frozen=True):
     bytes_up: int = 0
     bytes_frames: int = 0
     bytes_bound: int = 0
+    norms: dict[int, int] = {}
+    bounds: Bounds = Bounds()
+    slots: BlobRef | None = None
+    cached: dict[str, CacheEntry] = {}
+    cache_sums: BlobRef | None = None
+    cache_weight: int = 0
 
 
 def first(job: str, keyframe: bytes, sizes: Sequence[int], at: float) -> tuple[VersionManifest, State]:
@@ -124,6 +138,40 @@ async def load_delta(blobs: Blobs, manifest: VersionManifest) -> bytes:
     if manifest.delta is None:
         raise CorruptStateError(f"{manifest.job} version {manifest.version} names no delta")
     return await _get(blobs, manifest.delta.digest, f"delta of version {manifest.version}")
+
+
+def pack_slots(slots: Slots) -> bytes:
+    """An optimiser's state as a blob: MessagePack of float32 arrays, little-endian, by name."""
+    return msgspec.msgpack.encode(
+        {name: values.astype("<f4").tobytes() for name, values in sorted(slots.items())}
+    )
+
+
+async def load_slots(blobs: Blobs, manifest: VersionManifest) -> Slots:
+    """The optimiser's state after a version; raise CorruptStateError."""
+    if manifest.slots is None:
+        return {}
+    data = await _get(blobs, manifest.slots.digest, f"optimiser state of version {manifest.version}")
+    packed = msgspec.msgpack.decode(data, type=dict[str, bytes])
+    return {name: np.frombuffer(values, dtype="<f4").astype(np.float64) for name, values in packed.items()}
+
+
+def pack_sums(sums: Ints) -> bytes:
+    """The cache's sums as a blob: int64, little-endian."""
+    return sums.astype("<i8").tobytes()
+
+
+async def load_sums(blobs: Blobs, manifest: VersionManifest) -> Ints | None:
+    """The cache's sums after a version, None when it has none; raise CorruptStateError."""
+    if manifest.cache_sums is None:
+        return None
+    data = await _get(blobs, manifest.cache_sums.digest, f"cache of version {manifest.version}")
+    return np.frombuffer(data, dtype="<i8").astype(np.int64)
+
+
+async def load_cached(blobs: Blobs, digest: str) -> bytes:
+    """A frame of the cache; raise CorruptStateError."""
+    return await _get(blobs, digest, "a cached update")
 
 
 async def _load_frame(

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator import staleness
-from aggregator.commit import commit
+from aggregator.commit import advance, mean_update
 from aggregator.demo import data, plan
 from aggregator.demo.baselines import Split, split_shards
 from aggregator.fold import Fold
@@ -56,8 +55,9 @@ class Server:
         self.fold.add(sparse.decode(frame, self.sizes))
         if self.fold.count < plan.BUFFER_SIZE:
             return
-        weights = {base: staleness.polynomial(self.version - base, *STALENESS) for base in self.fold.buckets}
-        exact = commit(self.state.exact(), self.steps, self.fold, weights, plan.SERVER_LR)
+        exponent, latest = STALENESS
+        weights = {b: (1.0 + min(self.version - b, latest)) ** -exponent for b in self.fold.buckets}
+        exact = advance(self.state.exact(), self.steps, plan.SERVER_LR * mean_update(self.fold, weights))
         before, self.state = self.state, follow(exact, self.state.model, self.steps, self.density)
         self.deltas.append(grid.encode_delta(self.version + 1, self.version, self.state.model, before.model))
         self.version += 1

@@ -55,6 +55,8 @@ def obstacle(device: Device, offer: Offer) -> str | None:
     why = mismatch(known.data, offer.data)
     if why:
         return f"data set {offer.dataset!r}: {why}"
+    if known.n_samples < offer.samples_min:
+        return f"data set {offer.dataset!r} has {known.n_samples} samples, the job wants {offer.samples_min}"
     served = sum(1 for job in device.jobs.values() if job.saved and job.name != offer.job)
     return f"this device serves {JOBS_MAX} jobs already" if served >= JOBS_MAX else ""
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from aggregator.api.app import create_app
 from aggregator.engine import Engine
 from aggregator.simulate.config import Config
-from aggregator.spec import EndSpec, JobSpec, TrainingSpec
+from aggregator.spec import PARTS, JobSpec
 from broker_bridge.ports import open_ports
 from edge_client.cli import GROUP, main
 from edge_client.config import DeviceConfig
@@ -84,7 +84,7 @@ def test_every_route_is_documented(tmp_path):
     assert [route for route in routes if not documented(route)] == []
 
 
-@pytest.mark.parametrize("kind", [JobSpec, TrainingSpec, EndSpec])
+@pytest.mark.parametrize("kind", [JobSpec, *PARTS.values()])
 def test_every_field_of_a_job_is_documented(kind):
     """A field of the job spec without its line fails here."""
     assert [name for name in kind.__struct_fields__ if not documented(name)] == []

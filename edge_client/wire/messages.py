@@ -94,6 +94,7 @@ class Offer(Message, frozen=True):
     deadline: float | None = (
         None  # Unix seconds at which the offer expires; advisory on a device without a clock
     )
+    samples_min: int = 1  # a device with fewer samples declines
 
 
 class Ask(Message, frozen=True):

@@ -83,17 +83,13 @@ class Sparse:
             return float(np.sqrt((self.scales**2 * self.counts).sum()))
         return float(np.linalg.norm(np.repeat(self.scales, self.counts) * self.levels))
 
-    def add_to(self, sums: Ints, offsets: Ints, weight: int) -> None:
-        """Add weight times this to `sums`, flat int64 in units of 2**-24; `offsets` are where tensors start.
-
-        Positions are distinct, so a plain indexed addition reaches each value once.
-        """
-        units = np.ldexp(self.scales, FRACTION_BITS).astype(np.int64) * weight
-        values = np.repeat(units, self.counts)
+    def units(self, offsets: Ints) -> tuple[Ints, Ints]:
+        """Distinct flat positions and the values there, int64 in units of 2**-24; tensors start at `offsets`."""
+        values = np.repeat(np.ldexp(self.scales, FRACTION_BITS).astype(np.int64), self.counts)
         if self.levels is not None:
             values *= self.levels
         positions = self.indices + np.repeat(offsets[: len(self.counts)], self.counts)
-        sums[positions] += np.where(self.negative, -values, values)
+        return positions, np.where(self.negative, -values, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +107,11 @@ class Dense:
         """L2 norm over all tensors."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
-    def add_to(self, sums: Ints, offsets: Ints, weight: int) -> None:
-        """Add weight times this to `sums`; a float32 is rounded to a multiple of 2**-24 first, ties to even."""
+    def units(self, offsets: Ints) -> tuple[Ints, Ints]:
+        """Every position and its value, int64 in units of 2**-24; a float32 is rounded to one, ties to even."""
         del offsets  # everything is there
-        units = np.rint(np.ldexp(self.values.astype(np.float64), FRACTION_BITS)).astype(np.int64)
-        sums[: len(units)] += units * weight
+        values = np.rint(np.ldexp(self.values.astype(np.float64), FRACTION_BITS)).astype(np.int64)
+        return np.arange(len(values), dtype=np.int64), values
 
 
 Weights = Sparse | Dense

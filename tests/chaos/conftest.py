@@ -15,8 +15,9 @@ import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 
+from aggregator.buffer import Buffer
 from aggregator.client import Api, ApiError
-from aggregator.commit import commit
+from aggregator.commit import advance, mean_update
 from aggregator.fold import Fold
 from aggregator.hidden import follow
 from aggregator.supervise import Supervisor
@@ -247,21 +248,24 @@ async def _audit(path, bundle, ledger):
 
 async def _replay(ports, manifest, bundle, entries):
     """Fold a version's log ranges again: the result must be the stored model, to the last bit."""
+    parent = await load_manifest(ports.blobs, manifest.parent)
+    sizes = np.array([t.size for t in bundle.tensors])
     fold, folded, statistics = Fold(bundle.sizes, "uniform"), [], len(bundle.statistics)
+    buffer = Buffer(fold, parent.bounds, sizes)
     for (partition, offset), entry in entries.items():
         after, upto = manifest.included.get(partition, (0, 0))
         if after < offset <= upto:
             frame = msgspec.msgpack.decode(entry.body, type=UpdateRecord).frame
-            fold.add(sparse.decode(frame, bundle.sizes, statistics))
+            update = sparse.decode(frame, bundle.sizes, statistics)
+            buffer.add(topics.Uid.parse(entry.uid).device, update, frame, wire_bytes=0, at=0.0)
             folded.append(entry.uid)
     assert {base: bucket.count for base, bucket in fold.buckets.items()} == manifest.bases
     if manifest.version <= 20:  # later ones may follow models that retention has deleted
-        parent = await load_manifest(ports.blobs, manifest.parent)
         before = await load_state(ports.blobs, parent, bundle.sizes)
         steps = [tensor.step_exp for tensor in bundle.table]
-        exact = commit(
-            before.exact(), steps, fold, manifest.weights, manifest.server_lr, statistics=statistics
-        )
+        step = mean_update(fold, manifest.weights, statistics=sum(bundle.sizes) - sizes.sum())
+        step[: sizes.sum()] *= manifest.server_lr
+        exact = advance(before.exact(), steps, step)
         again = follow(exact, before.model, steps, manifest.downlink_density, statistics=statistics)
         stored = await load_state(ports.blobs, manifest, bundle.sizes)
         for ours, theirs in ((again.model, stored.model), (again.lag, stored.lag)):

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from aggregator.bounds import GAIN_ONE
 from aggregator.fold import Fold
 from broker_bridge.admit import Accept, admit_update
 from broker_bridge.cells import JobCell, VersionCell
@@ -141,7 +142,10 @@ class Link(RuleBasedStateMachine):
         """What the open update says, in units, if it was accepted."""
         sums = np.zeros(sum(SIZES), dtype=np.int64)
         if verdict == "accepted":
-            sparse.decode(self.open[2].frame, SIZES).weights.add_to(sums, np.array([0, SIZES[0]]), 1)
+            positions, values = sparse.decode(self.open[2].frame, SIZES).weights.units(
+                np.array([0, SIZES[0]])
+            )
+            sums[positions] += values
         return sums
 
     def state_after(self, verdict):
@@ -151,7 +155,8 @@ class Link(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost_or_counted_twice(self):
         """I4: applied + residual + what float16 rounded off = all that was trained, to the last unit, at every step."""
-        applied = sum((b.sums for b in self.fold.buckets.values()), np.zeros(sum(SIZES), dtype=np.int64))
+        applied = sum((b.sums.dense() for b in self.fold.buckets.values()), np.zeros(sum(SIZES), np.int64))
+        applied //= GAIN_ONE
         held = stored(self.store.residual("job"))
         if self.open is not None:
             uid, mass, _ = self.open

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from aggregator import views
-from aggregator.commit import commit
+from aggregator.buffer import Buffer
+from aggregator.commit import advance, mean_update
 from aggregator.errors import RefusedError
 from aggregator.fold import Fold
 from aggregator.hidden import FINE_BITS, follow
@@ -76,17 +77,22 @@ def test_replaying_the_log_ranges_of_a_manifest_gives_the_same_bytes(drive, kind
         for record in job.history.records[1:]:
             manifest = await load_manifest(site.ports.blobs, record.manifest)
             parent = await load_manifest(site.ports.blobs, manifest.parent)
+            weights = np.array([t.size for t in job.bundle.tensors])
             fold = Fold(job.bundle.sizes, "uniform")
+            buffer = Buffer(fold, parent.bounds, weights)
             for partition, (after, upto) in sorted(manifest.included.items(), reverse=True):
                 for entry in reversed(await site.ports.log.read(partition, after, 1000)):
                     if entry.offset <= upto and entry.kind is Kind.UPDATE:
                         update = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
-                        fold.add(sparse.decode(update.frame, job.bundle.sizes, statistics))
+                        decoded = sparse.decode(update.frame, job.bundle.sizes, statistics)
+                        buffer.add(
+                            topics.Uid.parse(entry.uid).device, decoded, update.frame, wire_bytes=0, at=0.0
+                        )
             before = await load_state(site.ports.blobs, parent, job.bundle.sizes)
             steps = [t.step_exp for t in job.bundle.table]
-            exact = commit(
-                before.exact(), steps, fold, manifest.weights, manifest.server_lr, statistics=statistics
-            )
+            step = mean_update(fold, manifest.weights, statistics=sum(job.bundle.sizes) - weights.sum())
+            step[: weights.sum()] *= manifest.server_lr
+            exact = advance(before.exact(), steps, step)
             again = follow(exact, before.model, steps, manifest.downlink_density, statistics=statistics)
             after = await load_state(site.ports.blobs, manifest, job.bundle.sizes)
             assert same(again.model, after.model)
@@ -119,7 +125,9 @@ def test_a_restart_mid_buffer_folds_each_update_once(drive, bundle):
 
         after = site.engine.jobs["job"]
         assert (after.version, after.digest, after.buffered) == (1, before.digest, 2)
-        assert np.array_equal(after.fold.buckets[0].sums, reference.buckets[0].sums)
+        assert np.array_equal(
+            after.learner.buffer.fold.buckets[0].sums.dense(), reference.buckets[0].sums.dense()
+        )
         assert sum(r.updates for r in after.history.records) == 3
 
     drive(body)

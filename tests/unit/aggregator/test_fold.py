@@ -1,15 +1,13 @@
 """The fold and the commit: exact, order-free, and FedAvg when there is no delay."""
 
-from itertools import pairwise
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator.commit import EXACT_MAX, commit
-from aggregator.fold import Bucket, Fold
+from aggregator.commit import EXACT_MAX, advance, mean_update
+from aggregator.fold import UNIT_BITS, Bucket, Fold
 from aggregator.hidden import FINE_BITS
-from aggregator.staleness import polynomial
+from aggregator.sums import Sums
 from edge_client.wire.limits import FRACTION_BITS
 from edge_client.wire.sparse import Update
 from edge_client.wire.weights import Sparse, SparseTensor
@@ -26,6 +24,13 @@ def make_update(seed, base=0, n_samples=1):
         scale = float(np.float16(rng.lognormal(-4, 2))) if len(indices) else 0.0
         tensors.append(SparseTensor(indices, rng.random(len(indices)) < 0.5, scale))
     return Update(base, b"\0" * 8, seed, n_samples, Sparse.of(tensors))
+
+
+def commit(before, step_exps, fold, weights, server_lr, *, statistics=0):
+    """The model after one step of plain SGD on the server."""
+    step = mean_update(fold, weights, statistics=statistics)
+    step[: len(step) - statistics] *= server_lr
+    return advance(before, step_exps, step)
 
 
 def folded(updates, weighting="uniform"):
@@ -45,7 +50,7 @@ def test_order_does_not_change_a_buffer(order, weighting):
 
     assert straight.buckets.keys() == shuffled.buckets.keys()
     for base, bucket in straight.buckets.items():
-        assert np.array_equal(bucket.sums, shuffled.buckets[base].sums)
+        assert np.array_equal(bucket.sums.dense(), shuffled.buckets[base].sums.dense())
         assert (bucket.weight, bucket.count) == (shuffled.buckets[base].weight, shuffled.buckets[base].count)
 
 
@@ -57,7 +62,7 @@ def test_sums_are_exact_for_every_float16():
     for tensor in tensors:
         fold.add(Update(0, b"\0" * 8, 1, 1, Sparse.of([tensor])))
 
-    assert fold.buckets[0].sums[0] == sum(int(scale * 2**FRACTION_BITS) for scale in scales)
+    assert fold.buckets[0].sums.dense()[0] == sum(int(scale * 2**UNIT_BITS) for scale in scales)
     assert all(scale * 2**FRACTION_BITS == int(scale * 2**FRACTION_BITS) for scale in scales)
 
 
@@ -67,7 +72,7 @@ def test_no_delay_gives_fedavg_to_the_last_bit():
     before = tuple(np.arange(size, dtype=np.int64) for size in SIZES)
     fold = folded(updates, "samples")
 
-    result = commit(before, STEP_EXPS, fold, {0: polynomial(0, 0.5, 20)}, 1.0)
+    result = commit(before, STEP_EXPS, fold, {0: 1.0}, 1.0)
 
     total = sum(u.n_samples for u in updates)
     for i, (values, step_exp) in enumerate(zip(before, STEP_EXPS, strict=True)):
@@ -96,7 +101,7 @@ def test_statistics_move_to_the_weighted_mean_of_the_devices():
     before = tuple(np.zeros(size, dtype=np.int64) for size in (*SIZES, 2))
     weights = {0: 0.5, 3: 1.0}
 
-    result = commit(before, (*STEP_EXPS, -16), fold, weights, server_lr=1.7, statistics=1)
+    result = commit(before, (*STEP_EXPS, -16), fold, weights, server_lr=1.7, statistics=2)
 
     first = (0.5 * 30 * 4.0 + 10 * 0.0) / (0.5 * 30 + 10)
     second = (0.5 * 30 * -1.0 + 10 * 3.0) / (0.5 * 30 + 10)
@@ -109,17 +114,10 @@ def folded_weights(fold):
     """The same buffer without its statistics."""
     twin = Fold(SIZES, "samples")
     for base, bucket in fold.buckets.items():
-        twin.buckets[base] = Bucket(bucket.sums[: sum(SIZES)], bucket.weight, bucket.count)
+        sums = Sums(sum(SIZES))
+        sums.add(np.arange(sum(SIZES)), bucket.sums.dense()[: sum(SIZES)])
+        twin.buckets[base] = Bucket(sums, Sums(sum(SIZES)), bucket.weight, bucket.count)
     return twin
-
-
-def test_stale_updates_count_less_and_never_vanish():
-    """I1: s(τ) falls with τ down to s(τ_max), and stays there, because what is in the log is folded."""
-    weights = [polynomial(tau, 0.5, 20) for tau in range(40)]
-
-    assert weights[0] == 1.0
-    assert all(a > b for a, b in pairwise(weights[:21]))
-    assert all(w == weights[20] > 0 for w in weights[20:])
 
 
 def test_one_update_of_a_large_buffer_is_not_rounded_away():
@@ -146,3 +144,34 @@ def test_grid_values_saturate_instead_of_wrapping():
     result = commit(before, (-20,), fold, {0: 1.0}, 1.0)
 
     assert result[0][0] == (2**31 - 1) << FINE_BITS == EXACT_MAX
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.permutations(range(4)))
+def test_partial_sums_of_shards_add_up(shard_of, order):
+    """I2: however updates are dealt to shards, and in whatever order the shards are put together, the sums are the same."""
+    updates = [make_update(seed, base=seed % 3) for seed in range(8)]
+    shards = [Fold(SIZES, "uniform") for _ in range(4)]
+    for update, shard in zip(updates, shard_of, strict=True):
+        shards[shard].add(update)
+    together = Fold(SIZES, "uniform")
+    for number in order:
+        together.merge(shards[number])
+
+    for base, bucket in folded(updates).buckets.items():
+        assert np.array_equal(bucket.sums.dense(), together.buckets[base].sums.dense())
+        assert (bucket.weight, bucket.count) == (together.buckets[base].weight, together.buckets[base].count)
+
+
+def test_sums_of_few_values_are_kept_sparse():
+    """I6: up to a tenth of the values 16 B an entry, from then on 8 B a value; the numbers are the same."""
+    sums, plain = Sums(1000), np.zeros(1000, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for count in range(1, 30):
+        positions = rng.choice(1000, count, replace=False)
+        values = rng.integers(-9, 9, count)
+        sums.add(positions, values)
+        plain[positions] += values
+
+        assert np.array_equal(sums.dense(), plain)
+        assert (sums.array is None) == (count * (count + 1) // 2 <= 100)

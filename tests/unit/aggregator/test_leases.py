@@ -1,5 +1,9 @@
 """Leases: places are limited, returned, and never blocked by a device that vanished."""
 
+from collections import Counter
+
+import pytest
+
 from aggregator.leases import Leases
 from edge_client.wire.messages import Ask
 
@@ -55,3 +59,53 @@ def test_an_older_ask_is_ignored():
 
     assert leases.held["a"].ask.ask == 3
     assert leases.waiting == {}
+
+
+def test_a_fair_choice_prefers_who_contributed_least():
+    """Of those who wait, who has contributed least gets the place, whenever it asked."""
+    leases = Leases(policy="fair")
+    for at, (device, done) in enumerate((("a", 5), ("b", 1), ("c", 1))):
+        leases.ask(device, ask(), at, done)
+
+    assert grant(leases, 10) == ["b", "c"]
+
+
+def test_a_random_choice_is_seeded_and_reaches_everybody():
+    """The same seed chooses the same devices; over many places each device has an equal chance."""
+
+    def chosen(seed):
+        leases = Leases(policy="random", seed=seed)
+        for at in range(20):
+            leases.ask(f"d{at:02}", ask(), at)
+        return grant(leases, 100, places=5)
+
+    assert chosen(1) == chosen(1) != chosen(2)
+    counts = Counter(device for seed in range(400) for device in chosen(seed))
+    assert len(counts) == 20
+    assert all(60 <= count <= 140 for count in counts.values())  # 100 expected, deviation 9
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "random", "fair"])
+def test_whoever_is_barred_goes_on_waiting(policy):
+    """A device that has had its share of a buffer keeps its turn for the next."""
+    leases = Leases(policy=policy)
+    for at, device in enumerate("abc"):
+        leases.ask(device, ask(), at)
+
+    first = leases.grant(places=3, version=0, now=5, lease_s=60, barred={"b"})
+
+    assert sorted(g.device for g in first) == ["a", "c"]
+    assert grant(leases, 6, places=3) == ["b"]
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "random", "fair"])
+def test_who_went_away_is_not_chosen(policy):
+    """A device that disconnected while it waited gets no place until it asks again."""
+    leases = Leases(policy=policy)
+    for at, device in enumerate("ab"):
+        leases.ask(device, ask(), at)
+    leases.away("a")
+
+    assert grant(leases, 5) == ["b"]
+    leases.ask("a", ask(2), 6)
+    assert grant(leases, 7) == ["a"]

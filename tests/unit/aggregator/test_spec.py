@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from aggregator.errors import RefusedError
+from aggregator.presets import PRESETS
 from aggregator.spec import check_bundle, parse
 from edge_client.bundle import TensorSpec, open_bundle
 
@@ -25,9 +26,7 @@ def test_a_plain_spec_gets_the_defaults():
     assert (spec.strategy, spec.buffer_size, spec.training.density) == ("fedbuff", 4, 0.05)
 
 
-@pytest.mark.parametrize(
-    "field", ["privacy", "secure_aggregation", "signing", "rollout", "personalization", "server_optimizer"]
-)
+@pytest.mark.parametrize("field", ["privacy", "secure_aggregation", "signing", "rollout", "personalization"])
 def test_what_is_not_built_is_refused_as_unsupported(field):
     """I13: a job that asks for something designed but not built never runs without it."""
     error = refusal(**{field: {}})
@@ -36,10 +35,44 @@ def test_what_is_not_built_is_refused_as_unsupported(field):
     assert field in str(error)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedasync", "calibrated", "fadas"])
-def test_strategies_not_built_are_unsupported(strategy):
-    """I13: the other presets are named as not built, not as mistakes."""
-    assert refusal(strategy=strategy).code == "unsupported"
+def test_a_strategy_sets_what_the_spec_leaves_open():
+    """A preset is a setting of the same fields, and what the spec says wins, part by part."""
+    spec = parse(json.dumps({**GOOD, "strategy": "fadas", "optimizer": {"beta1": 0.5}}).encode())
+
+    assert (spec.optimizer.name, spec.optimizer.beta1, spec.staleness) == ("amsgrad", 0.5, "constant")
+    assert parse(json.dumps({**GOOD, "strategy": "calibrated"}).encode()).cache_weight == 1
+    assert parse(json.dumps({**GOOD, "strategy": "fedavg"}).encode()).barrier
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_sound_spec(name):
+    """Three fields and the strategy's name suffice."""
+    assert parse(json.dumps({**GOOD, "strategy": name}).encode()).strategy == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"strategy": "calibrated", "privacy": {}},
+            ("cache_weight 1.0 breaks differential privacy", "fedbuff"),
+        ),
+        ({"cache_weight": 0.5, "secure_aggregation": {}}, ("breaks secure aggregation",)),
+        ({"staleness_max": 0, "buffer_size": 20}, ("staleness_max 0", "barrier")),
+        ({"over_selection": 1.3}, ("over_selection", "barrier")),
+        ({"mixing": True, "cache_weight": 1}, ("mixing", "cache_weight 0")),
+        ({"robust": {"rule": "median"}}, ("sparse", "nearly always 0")),
+        ({"quorum": 9}, ("quorum is 9; it must be from 1 to 4",)),
+        ({"staleness": "exponential"}, ("constant, polynomial, hinge, threshold",)),
+        ({"strategy": "calibrated", "weighting": "samples"}, ("cached devices", "norm_max")),
+    ],
+)
+def test_what_breaks_a_promise_is_refused_with_an_alternative(fields, words):
+    """The refusal says which promise, and what to set instead."""
+    error = refusal(**fields)
+
+    assert error.code == "bad_spec"
+    assert all(word in str(error) for word in words), str(error)
 
 
 def test_a_typo_gets_the_nearest_field():
@@ -57,7 +90,9 @@ def test_a_typo_gets_the_nearest_field():
         ({"training": {"steps": "many"}}, "training.steps"),
         ({"end": {"target_accuracy": 2}}, "end.target_accuracy"),
         ({"end": {"target_loss": -1}}, "end.target_loss"),
-        ({"strategy": "best"}, "strategy"),
+        ({"strategy": "best"}, "unknown strategy 'best'; known: fedavg, fedasync"),
+        ({"optimizer": {"beta1": 1}}, "optimizer.beta1"),
+        ({"robust": {"clip_facto": 1}}, "unknown field robust.clip_facto; did you mean robust.clip_factor?"),
         ({"training": {"density": 0.1, "density_first": 0.05}}, "training.density_first"),
         ({"training": {"codec": "zip"}}, "training.codec is 'zip'; known: ternary, q4"),
     ],

@@ -112,7 +112,8 @@ def test_what_is_folded_is_what_was_sent(made, weight):
     update, sizes, statistics, _ = made
     own = np.array(sizes[: len(sizes) - statistics])
     sums = np.zeros(own.sum(), dtype=np.int64)
-    update.weights.add_to(sums, np.cumsum(own) - own, weight)
+    positions, values = update.weights.units(np.cumsum(own) - own)
+    sums[positions] += values * weight
     if isinstance(update.weights, Dense):
         values = update.weights.values.astype(np.float64)
     else:
