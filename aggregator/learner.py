@@ -150,7 +150,7 @@ class Learner:
         before, after = self.manifest, sealed.manifest
         gone = {ref.digest for ref in (before.slots, before.cache_sums) if ref is not None}
         gone -= {ref.digest for ref in (after.slots, after.cache_sums) if ref is not None}
-        gone += self.cache.advance(sealed.manifest.cached, sealed.cache_sums, sealed.manifest.cache_weight)
+        gone.update(self.cache.advance(after.cached, sealed.cache_sums, after.cache_weight))
         self.digest, self.manifest, self.state, self.slots = (
             digest,
             sealed.manifest,
