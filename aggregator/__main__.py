@@ -17,6 +17,7 @@ import uvicorn
 from aggregator.api.app import create_app
 from aggregator.engine import Engine
 from aggregator.errors import AggregatorError
+from aggregator.evaluator import Evaluator
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
 
@@ -76,6 +77,8 @@ async def _run(engine: Engine, listener: socket.socket) -> None:
         asyncio.get_running_loop().add_signal_handler(number, engine.stop)
     work = asyncio.create_task(engine.run())
     work.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    looking = asyncio.create_task(Evaluator(engine).run())
+    looking.add_done_callback(_report)
     ready = asyncio.create_task(engine.ready.wait())
     await asyncio.wait({work, ready}, return_when=asyncio.FIRST_COMPLETED)
     try:
@@ -85,8 +88,15 @@ async def _run(engine: Engine, listener: socket.socket) -> None:
             await server.serve(sockets=[listener])
     finally:
         ready.cancel()
+        looking.cancel()
         engine.stop()
         await work
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Say why a task beside the engine ended; the engine goes on without it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("evaluator.failed", error=f"{type(error).__name__}: {error}")
 
 
 def _claim(host: str, port: int) -> socket.socket:

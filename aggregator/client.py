@@ -41,6 +41,14 @@ class Api:
         """Store a bundle; its digest."""
         return str(self._json("POST", "/bundles", content=bundle)["digest"])
 
+    def upload_testset(self, data: bytes) -> str:
+        """Store a data set for evaluation on the server; its digest."""
+        return str(self._json("POST", "/testsets", content=data)["digest"])
+
+    def participation(self, name: str) -> dict[str, Any]:
+        """Who contributed to a job, and how evenly."""
+        return self._json("GET", f"/jobs/{_segment(name)}/participation")
+
     def start(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Start a job."""
         return self._json("POST", "/jobs", json=spec)

@@ -21,7 +21,7 @@ from aggregator.spec import JobSpec
 from aggregator.versions import load_cached
 from broker_bridge.ports import Conflict, Ports
 from edge_client.wire import topics
-from edge_client.wire.messages import JobEnd
+from edge_client.wire.messages import JobEnd, Metrics
 
 READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
 MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
@@ -104,6 +104,13 @@ class Engine:
             await self._say_end(device, name)
         self._dirty = True
         return self.store.records[name]
+
+    def evaluated(self, name: str, version: int, metrics: Metrics) -> None:
+        """A version was evaluated on the job's test set."""
+        job = self.jobs.get(name)
+        if job is not None:
+            job.history.on_testset[version] = metrics
+            self._dirty = True
 
     # -- the loop ------------------------------------------------------------------------------------
 

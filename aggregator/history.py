@@ -46,6 +46,7 @@ class History:
 
     def __init__(self) -> None:
         self.records: list[VersionRecord] = []
+        self.on_testset: dict[int, Metrics] = {}  # by version, where the job has a test set of the server's
         self._smoothed: list[Metrics | None] = []
 
     def add(self, record: VersionRecord) -> None:

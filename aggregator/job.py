@@ -26,6 +26,7 @@ from edge_client.wire.messages import (
     Ask,
     Assignment,
     BlobRef,
+    Metrics,
     Offer,
     TrainingPlan,
     UplinkPlan,
@@ -47,6 +48,7 @@ class JobMemo(msgspec.Struct):
     held: dict[str, Lease] = {}
     holdouts: dict[int, Holdout] = {}
     reported: dict[int, Reported] = {}
+    on_testset: dict[int, Metrics] = {}
     participants: list[str] = []
     merged: dict[int, list[str]] = {}
 
@@ -250,6 +252,7 @@ class Job:
             held=dict(self.leases.held),
             holdouts=self.history.holdouts,
             reported=self.history.reported,
+            on_testset=dict(self.history.on_testset),
             participants=sorted(self.participants),
             merged=self.paths.merged,
         )
@@ -261,6 +264,7 @@ class Job:
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
         self.history.recall(memo.holdouts, memo.reported)
+        self.history.on_testset = dict(memo.on_testset)
         self.paths.merged = {version: list(digests) for version, digests in memo.merged.items()}
 
     def hashes(self) -> dict[int, str]:

@@ -7,12 +7,14 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from aggregator import testset
 from aggregator.admission import job_cell, version_cell
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.hidden import State
 from aggregator.job import Job, JobMemo
 from aggregator.learner import Learner, Sealed
 from aggregator.spec import JobSpec, check_bundle
+from aggregator.testset import TestSet
 from aggregator.versions import (
     VersionManifest,
     first,
@@ -87,6 +89,19 @@ class BundleShelf:
             path.unlink()
             raise NotFoundError(f"{digest[:12]} is stored, but is not a bundle") from error
 
+    async def add_testset(self, data: bytes) -> str:
+        """Check and store a test set, return its digest; raise RefusedError (`bad_testset`)."""
+        await asyncio.to_thread(testset.read, data)
+        return await self._ports.blobs.put(data)
+
+    async def testset(self, digest: str) -> TestSet:
+        """A stored test set; raise NotFoundError, or RefusedError (`bad_testset`) when it is something else."""
+        try:
+            data = await self._ports.blobs.get(Digest(digest))
+        except (MissingBlob, CorruptBlob) as error:
+            raise NotFoundError(f"there is no test set {digest[:80]!r}; upload it first") from error
+        return await asyncio.to_thread(testset.read, data)
+
 
 class JobStore:
     """Keeps jobs in heads and blobs; one engine writes at a time, a second one gets Conflict."""
@@ -101,6 +116,8 @@ class JobStore:
         """Start a job at version 0; raise RefusedError (`exists`, `not_found`, `bad_spec`)."""
         bundle, ref = await self._shelf.open(spec.bundle)
         check_bundle(spec, bundle.manifest)
+        if spec.testset is not None:
+            testset.fit(await self._shelf.testset(spec.testset), bundle.manifest.data)
         job_record = JobRecord(spec=spec, bundle=ref, created_at=now)
         key = f"{SPEC_PREFIX}{spec.name}"
         try:  # a name is used once: the cell must not exist, whatever is known of it here

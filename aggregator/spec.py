@@ -98,7 +98,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `server_lr`. With `mixing` Δ is taken from the newest model rather than from the update's base. With a `barrier`
     devices train in rounds: `over_selection` times the buffer's size of them begin, and whoever is not among the
     first is refused as stale. Devices train from x̂, which follows x by deltas that carry the `downlink_density`
-    share of all weights (hidden.py).
+    share of all weights (hidden.py). `testset` is the digest of a data set on which the server evaluates versions.
     """
 
     name: str
@@ -125,6 +125,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     robust: RobustSpec = RobustSpec()
     selection: SelectionSpec = SelectionSpec()
+    testset: str | None = None
     norm_max: float = 100.0
     downlink_density: float = 1.0
     lease_s: float = 120.0

@@ -8,6 +8,7 @@ import msgspec
 from aggregator.engine import Engine
 from aggregator.errors import NotFoundError
 from aggregator.fleet import DeviceRecord
+from aggregator.gini import gini
 from aggregator.history import VersionRecord
 from aggregator.job import Job
 from aggregator.reported import Reported
@@ -50,6 +51,8 @@ def job(engine: Engine, name: str) -> View:
         "device_states": states,
         "rejected": rejected,
         "parameters": found.bundle.parameters,
+        "participation_gini": gini(_contributions(found).values()),
+        "testset": _newest_on_testset(found),
         "bytes_up": sum(r.bytes_up for r in found.history.records),
         **_price(found, found.history.records),
         **_newest_report(found.history.records),
@@ -66,11 +69,46 @@ def version(found: Job, record: VersionRecord) -> View:
     del view["holdout"], view["reported"]
     view |= {"holdout_n": record.holdout.n, "holdout_devices": record.holdout.devices}
     view |= _figures(record.holdout.mean())
+    view["holdout_spread"] = record.holdout.spread()
+    measured = found.history.on_testset.get(record.version)
+    view["testset"] = None if measured is None else _figures(measured)
     view["staleness"] = {str(tau): n for tau, n in sorted(record.staleness.items())}
     view["stored"] = record.version in found.recent
     view |= _price(found, [record])
     view |= record.reported.mean()
     return view
+
+
+def participation(engine: Engine, name: str) -> View:
+    """Updates folded by device, those that took part in vain included, and how evenly they are shared out."""
+    found = find_job(engine, name)
+    counts = _contributions(found)
+    total = sum(counts.values())
+    devices = []
+    for device_id, updates in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        known = engine.fleet.devices.get(device_id)
+        task = known.tasks.get(name) if known else None
+        devices.append(
+            {
+                "device": device_id,
+                "updates": updates,
+                "share": updates / total if total else 0.0,
+                "rejected": dict(task.rejected) if task else {},
+            }
+        )
+    return {"gini": gini(counts.values()), "updates": total, "devices": devices}
+
+
+def _contributions(found: Job) -> dict[str, int]:
+    return dict.fromkeys(found.participants, 0) | dict(found.learner.contributions)
+
+
+def _newest_on_testset(found: Job) -> View | None:
+    """The newest version's figures on the job's test set, with its number."""
+    if not found.history.on_testset:
+        return None
+    newest = max(found.history.on_testset)
+    return {"version": newest, **_figures(found.history.on_testset[newest])}
 
 
 def _price(found: Job, records: Sequence[VersionRecord]) -> View:

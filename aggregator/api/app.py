@@ -33,6 +33,7 @@ def create_app(engine: Engine) -> FastAPI:
     answer_with_problems(app)
     _add_service(app, engine)
     _add_bundles(app, engine)
+    _add_testsets(app, engine)
     _add_jobs(app, engine)
     _add_versions(app, engine)
     return app
@@ -90,6 +91,13 @@ def _add_bundles(app: FastAPI, engine: Engine) -> None:
         return {"digest": ref.digest, "size": ref.size, "manifest": msgspec.to_builtins(bundle.manifest)}
 
 
+def _add_testsets(app: FastAPI, engine: Engine) -> None:
+    @app.post(f"{PREFIX}/testsets", status_code=201, openapi_extra=_binary_body("an .npz with x and y"))
+    async def upload(request: Request) -> dict[str, Any]:
+        """Store a data set for evaluation on the server; the same again is harmless."""
+        return {"digest": await engine.shelf.add_testset(await _body(request, FRAME_BYTES_MAX))}
+
+
 def _add_jobs(app: FastAPI, engine: Engine) -> None:
     @app.post(f"{PREFIX}/jobs", status_code=201, openapi_extra=_json_body(JobSpec))
     async def start(request: Request) -> dict[str, Any]:
@@ -107,6 +115,11 @@ def _add_jobs(app: FastAPI, engine: Engine) -> None:
     async def job(name: str) -> dict[str, Any]:
         """One job."""
         return views.job(engine, name)
+
+    @app.get(f"{PREFIX}/jobs/{{name}}/participation")
+    async def participation(name: str) -> dict[str, Any]:
+        """Who contributed to a job, and how evenly."""
+        return views.participation(engine, name)
 
     @app.post(f"{PREFIX}/jobs/{{name}}/stop")
     async def stop(name: str) -> dict[str, Any]:

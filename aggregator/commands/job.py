@@ -1,6 +1,8 @@
 """`fedfleet job`: start jobs, look at them, stop them."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,11 @@ def job() -> None:
 @click.option("--patience", type=int,
               help="End after so many versions without a better hold-out accuracy, or a lower loss.")  # fmt: skip
 @click.option(
+    "--evaluate-on",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An .npz with x (and y) on which the server evaluates versions; never seen by devices.",
+)
+@click.option(
     "--spec",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="JSON file of further fields of the job; options given here win over it.",
@@ -55,16 +62,17 @@ def job() -> None:
 @server_option
 @json_option
 @shows_refusals
-def start(bundle: Path, spec: Path | None, server: str, *, as_json: bool, **options: Any) -> None:
+def start(
+    bundle: Path, evaluate_on: Path | None, spec: Path | None, server: str, *, as_json: bool, **options: Any
+) -> None:
     """Upload a bundle and start a job on it."""
     fields = _fields(spec, options)
     with Api(server) as api:
-        try:
+        with _naming(bundle, "bad_bundle"):
             fields["bundle"] = api.upload(bundle.read_bytes())
-        except ApiError as error:
-            raise ApiError(
-                error.code, f"{bundle}: {error}" if error.code == "bad_bundle" else str(error)
-            ) from error
+        if evaluate_on is not None:
+            with _naming(evaluate_on, "bad_testset"):
+                fields["testset"] = api.upload_testset(evaluate_on.read_bytes())
         started = api.start(fields)
     if as_json:
         print_json(started)
@@ -157,10 +165,16 @@ def summary(found: dict[str, Any]) -> Table:
     rows = (
         ("job", f"{found['name']} ({found['state']}{': ' if found['reason'] else ''}{found['reason']})"),
         ("version", f"{found['version']}, best {found['best_version']}"),
+        ("strategy", f"{found['spec']['strategy']}, {found['spec']['buffer_size']} updates a version"),
         ("hold-out", _figure(found) + (_loss(found) and f", loss {_loss(found)}")),
+        *(_on_testset(found)),
         ("updates", f"{found['updates']} folded, {found['buffered']} buffered, rejected: {rejected}"),
         ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
-        ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
+        (
+            "devices",
+            f"{found['training']} training, {found['waiting']} waiting of {found['participants']}; "
+            f"Gini of participation {found['participation_gini']:.2f}",
+        ),
         ("bytes up", f"{found['bytes_up']:,}{_price(found)}"),
         ("updates carry", _carried(found)),
         ("downlink", _downlink(found)),
@@ -188,6 +202,14 @@ def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
             "none" if version["lossless"] else f"{version['lag_norm']:.2g}",
         )
     return table
+
+
+def _on_testset(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The newest figures on the server's test set, where the job has one."""
+    measured = found["testset"]
+    if measured is None:
+        return []
+    return [("test set", f"{_figure(measured)}, loss {_loss(measured)} (version {measured['version']})")]
 
 
 def _price(found: dict[str, Any]) -> str:
@@ -231,6 +253,15 @@ def _short(value: float | None) -> str:
 
 def _loss(found: dict[str, Any]) -> str:
     return "" if found["loss"] is None else f"{found['loss']:.4g}"
+
+
+@contextlib.contextmanager
+def _naming(path: Path, code: str) -> Iterator[None]:
+    """Name the file in a refusal of what is in it."""
+    try:
+        yield
+    except ApiError as error:
+        raise ApiError(error.code, f"{path}: {error}" if error.code == code else str(error)) from error
 
 
 def _fields(spec: Path | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,11 @@ ROUTES = {
     ("get", "/devices/{device}"),
     ("post", "/bundles"),
     ("get", "/bundles/{digest}"),
+    ("post", "/testsets"),
     ("post", "/jobs"),
     ("get", "/jobs"),
     ("get", "/jobs/{name}"),
+    ("get", "/jobs/{name}/participation"),
     ("post", "/jobs/{name}/stop"),
     ("get", "/jobs/{name}/versions"),
     ("get", "/jobs/{name}/versions/{number}"),
@@ -221,8 +223,7 @@ def test_a_body_that_is_no_spec_is_refused(api, body):
         {"secure_aggregation": True},
         {"signing": None},
         {"rollout": "staged"},
-        {"server_optimizer": "adam"},
-        {"strategy": "calibrated"},
+        {"personalization": {}},
     ],
 )
 def test_what_is_not_built_is_unsupported(api, digest, fields):
@@ -368,3 +369,62 @@ def test_stopping_leaves_no_files_and_damaged_state_is_named(bundle, alone):
     assert server.process.wait(WAIT_S) == 1
     assert "aggregator.failed" in server.log.read_text()
     assert TRACEBACK not in server.log.read_text()
+
+
+def npz(**arrays):
+    """The bytes of an `.npz` file."""
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+def test_the_server_evaluates_versions_on_the_test_set_of_a_job(server, api, bundle, digest):
+    """What a person uploaded is evaluated on, version by version, and says nothing about the devices' hold-outs."""
+    x = np.random.default_rng(0).standard_normal((30, 2, 8)).astype(np.float32)
+    stored = api.post("/testsets", content=npz(x=x, y=np.arange(30) % 3)).json()["digest"]
+    assert api.post("/jobs", json=spec("measured", digest, testset=stored, buffer_size=1)).status_code == 201
+    until(lambda: api.get("/jobs/measured").json()["testset"], "version 0 to be evaluated")
+    server.updates("measured", bundle.manifest.sizes, 2)
+
+    def newest():
+        figures = api.get("/jobs/measured").json()["testset"]
+        return figures if figures["version"] == 2 else None
+
+    figures = until(newest, "version 2 to be evaluated")
+    assert 0 <= figures["accuracy"] <= 1
+    assert figures["loss"] > 0
+    assert api.get("/jobs/measured").json()["accuracy"] is None
+
+
+def test_a_test_set_that_cannot_be_used_is_refused_before_the_job_starts(api, digest):
+    """What is not an .npz with samples is refused when it comes, what does not fit the bundle when the job starts."""
+    for body, word in (
+        (b"no", "not a readable .npz"),
+        (npz(y=np.zeros(3)), "no array 'x'"),
+        (npz(x=np.zeros((0, 2))), "no samples"),
+    ):
+        refused(api.post("/testsets", content=body), 422, "bad_testset", word)
+    x = np.zeros((4, 2, 8), dtype=np.float32)
+    for arrays, word in (
+        ({"x": x[:, :1]}, "x is"),
+        ({"x": x}, "y is missing"),
+        ({"x": x, "y": np.full(4, 9)}, "label"),
+    ):
+        stored = api.post("/testsets", content=npz(**arrays)).json()["digest"]
+        refused(api.post("/jobs", json=spec("unfit", digest, testset=stored)), 422, "bad_testset", word)
+    refused(api.post("/jobs", json=spec("unfit", digest, testset="0" * 64)), 404, "not_found", "no test set")
+
+
+def test_participation_says_who_contributed_and_how_evenly(server, api, bundle, digest):
+    """Updates by device with their share, and the Gini coefficient over all that took part."""
+    assert api.post("/jobs", json=spec("shared", digest, buffer_size=2)).status_code == 201
+    server.updates("shared", bundle.manifest.sizes, 4)
+    until(lambda: api.get("/jobs/shared").json()["version"] == 2, "two versions")
+
+    found = api.get("/jobs/shared/participation").json()
+
+    assert found == {
+        "gini": 0.0,
+        "updates": 4,
+        "devices": [{"device": "dev-a", "updates": 4, "share": 1.0, "rejected": {}}],
+    }

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from aggregator.gini import gini
 from aggregator.history import SMOOTHING_SAMPLES_MIN, SMOOTHING_VERSIONS, History, VersionRecord
 from edge_client.wire.messages import Evaluation, Metrics
 
@@ -98,3 +99,21 @@ def test_what_devices_report_of_their_updates_is_averaged_over_those_that_traine
             "uplink_bytes_s": 300.0,
         }
         assert set(told.records[0].reported.mean().values()) == {None}
+
+
+def test_the_spread_over_devices_is_a_standard_deviation():
+    """Each device counts once, whatever its samples; of one device there is no spread."""
+    made = history(1)
+    evaluate(made, 0, 10, 0.5)
+    assert made.records[0].holdout.spread() is None
+    evaluate(made, 0, 1000, 0.7)
+    evaluate(made, 0, 10, 0.9)
+
+    assert made.records[0].holdout.spread() == pytest.approx((2 * 0.2**2 / 3) ** 0.5)
+
+
+def test_gini_is_zero_for_equals_and_near_one_for_a_monopoly():
+    """Over ten devices: all alike 0, one that did everything 0.9, nothing done 0."""
+    assert gini([3] * 10) == 0
+    assert gini([0] * 9 + [7]) == pytest.approx(0.9)
+    assert gini([0, 0]) == 0
