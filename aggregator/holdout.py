@@ -57,7 +57,7 @@ class Holdout(msgspec.Struct):
         )
 
     def spread(self) -> float | None:
-        """Standard deviation of the devices' accuracies, of their losses where there is none; None below two devices."""
+        """Standard deviation of the devices' accuracies, or losses where there is none; None below two devices."""
         if self.devices < 2:
             return None
         mean = self.scores / self.devices

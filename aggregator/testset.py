@@ -1,4 +1,4 @@
-"""A data set of the server's own, on which versions of a job are evaluated: an `.npz` with x, and y where there are labels.
+"""A data set of the server's own, on which versions of a job are evaluated: an `.npz` with x, and y if labelled.
 
 It is a person's to give and has nothing to do with the devices' data, of which nothing comes here (I8).
 """

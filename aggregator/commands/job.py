@@ -170,11 +170,8 @@ def summary(found: dict[str, Any]) -> Table:
         *(_on_testset(found)),
         ("updates", f"{found['updates']} folded, {found['buffered']} buffered, rejected: {rejected}"),
         ("staleness", f"{found['staleness_mean']:.2f} versions on average"),
-        (
-            "devices",
-            f"{found['training']} training, {found['waiting']} waiting of {found['participants']}; "
-            f"Gini of participation {found['participation_gini']:.2f}",
-        ),
+        ("devices", f"{found['training']} training, {found['waiting']} waiting of {found['participants']}"),
+        ("fairness", f"{found['participation_gini']:.2f} (Gini of participation, 0 is even)"),
         ("bytes up", f"{found['bytes_up']:,}{_price(found)}"),
         ("updates carry", _carried(found)),
         ("downlink", _downlink(found)),
