@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from aggregator.bounds import GAIN_ONE
 from aggregator.commit import advance, mean_update
 from aggregator.fold import Cached, Fold
-from aggregator.bounds import GAIN_ONE
 from aggregator.hidden import State, follow
 from edge_client.compress import compress
 from edge_client.wire import grid, sparse
@@ -65,7 +65,10 @@ def folds() -> list[dict]:
 
     runs = {"fold": lambda: fold(None), "fold_calibrated": lambda: fold(before), "dense_baseline": dense}
     rates = {name: len(frames) / seconds(run) for name, run in runs.items()}
-    return [{"what": f"{name}_per_s", "value": rate, "to_dense": rate / rates["dense_baseline"]} for name, rate in rates.items()]
+    return [
+        {"what": f"{name}_per_s", "value": rate, "to_dense": rate / rates["dense_baseline"]}
+        for name, rate in rates.items()
+    ]
 
 
 def commits() -> list[dict]:
@@ -106,7 +109,9 @@ def commits() -> list[dict]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     rows = [*folds(), *commits()]
     lines = [json.dumps(row) for row in rows]

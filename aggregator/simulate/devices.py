@@ -51,15 +51,6 @@ class Devices:
         up, down, latency = self.rates[device if len(self.rates) > 1 else 0].tolist()
         return up, down, latency
 
-    def gini(self) -> float:
-        """Gini coefficient of accepted updates by device: 0 when all took part alike, near 1 when one did all."""
-        counts = np.sort(self.accepted).astype(np.float64)
-        total = counts.sum()
-        if not total:
-            return 0.0
-        ranks = np.arange(1, len(counts) + 1)
-        return float((2 * ranks - len(counts) - 1) @ counts / (len(counts) * total))
-
 
 class Pool:
     """Idle devices; one is drawn at random in constant time."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aggregator.engine import TICK_S
+from aggregator.gini import gini
 from aggregator.holdout import score
 from aggregator.simulate.availability import availability
 from aggregator.simulate.behaviour import Behaviour, Site
@@ -195,7 +196,7 @@ class _Run:
             "bytes_down_per_version": round(sum(r.bytes_delta for r in history.records) / max(1, version), 1),
             "bytes_down_per_participation": round(traffic.model / max(1, counts.participations), 1),
             "staleness": {str(tau): staleness[tau] for tau in sorted(staleness)},
-            "gini": round(self._devices.gini(), DIGITS),
+            "gini": round(gini(self._devices.accepted.tolist()), DIGITS),
         }
 
     def _summary(self) -> Line:

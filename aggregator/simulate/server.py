@@ -34,6 +34,7 @@ class Server:
         self.refused_evaluations = 0
         self.duplicates = 0
         self.over: str | None = None
+        self._frames: dict[str, bytes] = {}  # of the cache, by digest
         self._verdicts: dict[Uid, tuple[bytes, Receipt]] = {}
         self._offset = 0
         self._job_cell = job_cell(self.job, "running")
@@ -59,7 +60,9 @@ class Server:
         verdict = admit_update(self._job_cell, self._version_cell, uid, frame, wire_bytes=wire_bytes, now=now)
         receipt = self._note(uid, frame, verdict)
         if isinstance(verdict, Accept):
-            self.job.update(uid.device, frame, wire_bytes, now)
+            wanted = self.job.wants(uid.device)
+            before = None if wanted is None else self._frames[wanted]
+            self.job.update(uid.device, frame, wire_bytes, now, before)
             self.accepted += 1
         else:
             self.job.leases.release(uid.device)
@@ -79,7 +82,10 @@ class Server:
         return self._note(uid, payload, verdict)
 
     def step(self, now: float) -> list[tuple[str, Assignment]]:
-        """Make a version when one is due, then assignments for free places; `over` says why there are none any more."""
+        """Make a version when one is due, then assignments for free places; `over` says why there are none any more.
+
+        Raises StrategyError.
+        """
         if self.over is not None:
             return []
         if self.job.due(now, draining=False):
@@ -102,7 +108,11 @@ class Server:
     def _commit(self, now: float, *, draining: bool) -> None:
         sealed = self.job.seal(now, {0: self._offset}, draining=draining)
         digest = hashlib.sha256(versions.encode(sealed.manifest)).hexdigest()
-        self.job.advance(sealed, digest)
+        gone = self.job.advance(sealed, digest)
+        for device, pending in sealed.cached.items():
+            self._frames[sealed.manifest.cached[device].frame.digest] = pending.frame
+        for old in gone:
+            self._frames.pop(old, None)
         self.job.history.add(versions.record(digest, sealed.manifest))
         self._version_cell = version_cell(self.job)
 

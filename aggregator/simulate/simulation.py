@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from aggregator.errors import RefusedError
+from aggregator.errors import RefusedError, StrategyError
 from aggregator.simulate import models, partition, results, sources
 from aggregator.simulate.config import Config, Trace
 from aggregator.simulate.errors import SimulationError
@@ -64,7 +64,10 @@ class Simulation:
             report(label, scene.seed, progress)
 
         with results.writing(results.path(out, head), head) as writer:
-            perform(scene, spec, pool, state=self._state, writer=writer, report=said)
+            try:
+                perform(scene, spec, pool, state=self._state, writer=writer, report=said)
+            except StrategyError as error:
+                raise SimulationError(f"{label!r} with seed {scene.seed}: {error}") from error
 
     def _scene(self, seed: int) -> Scene:
         bundle = models.build(self._config.model, self._data, seed, self._state / f"seed{seed}.bundle")

@@ -111,16 +111,6 @@ def test_a_transfer_goes_on_only_while_connected():
     ).span(0, 400.0)
 
 
-def test_participation_is_measured_by_gini():
-    """Equal counts give 0, one device for all nearly 1."""
-    devices = Devices(FleetSection(), 100, 0)
-    assert devices.gini() == 0
-    devices.accepted[:] = 3
-    assert devices.gini() == pytest.approx(0)
-    devices.accepted[1:] = 0
-    assert devices.gini() == pytest.approx(0.99)
-
-
 def test_a_pool_gives_each_idle_device_once():
     """What was added comes out, in any order."""
     pool = Pool(10, np.random.default_rng(0))

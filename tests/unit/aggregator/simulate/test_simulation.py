@@ -81,9 +81,9 @@ class Ledger:
             return answer
 
         def judged(server, uid, frame, wire_bytes, now):
-            before = server.job.contributions.total()
+            before = server.job.learner.contributions.total()
             receipt = update(server, uid, frame, wire_bytes, now)
-            self.folded[frame] += server.job.contributions.total() - before
+            self.folded[frame] += server.job.learner.contributions.total() - before
             self.server = server
             self.verdicts[str(uid)].add((receipt.verdict, receipt.code))
             return receipt
@@ -111,7 +111,7 @@ def test_every_update_counts_once_whatever_happens_to_messages(run, table, monke
     assert 150 + summary["rejected"]["stale"] + unseen == summary["produced"]
     assert all(len(verdicts) == 1 for verdicts in ledger.verdicts.values()), "a duplicate got another verdict"
     committed = Counter(name for record in server.job.history.records for name in record.devices)
-    assert committed == server.job.contributions
+    assert committed == server.job.learner.contributions
     assert server.job.buffered == 0
 
 
