@@ -5,7 +5,7 @@ shape arithmetic is folded, a closing Softmax or Sigmoid that the loss brings it
 Identity, BatchNormalization loses its training mode, recurrent layers take time first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,14 @@ from firmware_tools.source import read
 RESERVED = frozenset({"x", "y", "learning_rate", *OUTPUTS.values(), *FIGURES})
 
 Array = npt.NDArray[np.generic]
+
+# What a reduction over no axis is by its definition. ONNX Runtime 1.22 fails where the input of axes is absent, and
+# takes the value as it is where it is empty.
+_UNREDUCED = {
+    "ReduceL1": "Abs", "ReduceL2": "Abs", "ReduceLogSum": "Log", "ReduceLogSumExp": "Identity",
+    "ReduceMax": "Identity", "ReduceMean": "Identity", "ReduceMin": "Identity", "ReduceProd": "Identity",
+    "ReduceSum": "Identity", "ReduceSumSquare": "Mul",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def prepare(
         if node.op_type == "Constant":
             constants[node.output[0]] = _constant_value(node)
         else:
-            nodes.append(_plain(node))
+            nodes.append(_plain(node, constants))
     nodes, target, notes = _strip_closing(nodes, _only_output(graph, output), CLOSING[loss])
     nodes = pool_before_relu(needed(nodes, [target]), target)
     if not any(source in node.input for node in nodes):
@@ -161,7 +169,7 @@ def _constant_value(node: NodeProto) -> Array:
     return np.asarray(value, dtype=kinds[attribute.name])
 
 
-def _plain(node: NodeProto) -> NodeProto:
+def _plain(node: NodeProto, constants: Mapping[str, Array]) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
     if node.op_type == "Dropout":
@@ -173,7 +181,17 @@ def _plain(node: NodeProto) -> NodeProto:
         kept = [a for a in node.attribute if a.name in ("epsilon", "momentum")]
         del copy.output[1:], copy.attribute[:]
         copy.attribute.extend(kept)
+    elif node.op_type in _UNREDUCED and _reduces_nothing(node, constants):
+        copy.op_type = _UNREDUCED[node.op_type]
+        del copy.input[1:], copy.attribute[:]
+        copy.input.extend(node.input[:1] if copy.op_type == "Mul" else ())
     return copy
+
+
+def _reduces_nothing(node: NodeProto, constants: Mapping[str, Array]) -> bool:
+    axes = "".join(node.input[1:])
+    without = not axes or (axes in constants and not constants[axes].size)
+    return without and any(a.name == "noop_with_empty_axes" and a.i for a in node.attribute)
 
 
 def _strip_closing(

@@ -14,13 +14,13 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnx.inliner import inline_local_functions
 
 from edge_client.wire.limits import FRAME_BYTES_MAX
+from firmware_tools.autodiff.graph import OPSET_MAX
 from firmware_tools.errors import ModelError
 from firmware_tools.precision import to_float32
 from firmware_tools.sharing import lost
 from firmware_tools.unrolling import unroll_loops
 
 OPSET_MIN = 18  # reductions take their axes as an input from here on; older models are converted up
-OPSET_MAX = 22  # the newest that onnxruntime 1.22, the oldest we support on devices, runs completely
 MODEL_BYTES_MAX = 2 * FRAME_BYTES_MAX  # float64 takes twice the bytes of the largest bundle's float32
 STANDARD = ("", "ai.onnx")  # two names of one domain
 

@@ -14,6 +14,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from firmware_tools.errors import ModelError
 
+OPSET_MAX = 22  # the newest that onnxruntime 1.22, the oldest we support on devices, runs completely
 DYNAMIC = -1  # an extent that follows the batch size
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64

@@ -43,7 +43,11 @@ def kernel_form(node: NodeProto) -> list[NodeProto]:
     changed = {"layout": None, "clip": given.get("clip") or None}
     functions = activations(node)
     for key in ("alpha", "beta"):
-        changed[f"activation_{key}"] = [f.parameters[key] for f in functions if key in f.parameters] or None
+        values = [f.parameters[key] for f in functions if key in f.parameters]
+        if values and node.op_type == "RNN":
+            # Up to 1.22 its kernel takes them by place, not in the order of those that need one.
+            values = [f.parameters.get(key, values[0]) for f in functions]
+        changed[f"activation_{key}"] = values or None
     copy = NodeProto()
     copy.CopyFrom(node)
     del copy.attribute[:]
@@ -55,8 +59,14 @@ def kernel_form(node: NodeProto) -> list[NodeProto]:
 def departs(node: NodeProto) -> bool:
     """Whether ONNX Runtime's kernel computes something else than the specification says.
 
-    Its LSTM applies `clip` to the input of f and g, but not of h.
+    Its LSTM applies `clip` to the input of f and g, but not of h. Of a sequence without a step, RNN of 1.22 crashes,
+    and versions disagree whether the last state is the initial one.
     """
+    if node.op_type not in RECURRENT:
+        return False
+    present = {i for i, name in enumerate(node.input) if name}
+    if LENGTHS in present and (node.op_type == "RNN" or not present.isdisjoint(STATES)):
+        return True
     return node.op_type == "LSTM" and any(a.name == "clip" and a.f for a in node.attribute)
 
 
@@ -102,8 +112,8 @@ def _unroll(call: Call) -> None:
 class _Lasting:
     """Which sequences of the batch are not over at each step; all, without sequence_lens.
 
-    States stay as they are beyond a sequence's end, and outputs are zero there, as are the last states of one of no
-    step at all, in which ONNX Runtime is followed: the specification does not tell.
+    States stay as they are beyond a sequence's end, and outputs are zero there. The last states of one without a step
+    are zero as well, as newer versions of ONNX Runtime have it: the specification does not tell.
     """
 
     def __init__(self, call: Call, length: int) -> None:

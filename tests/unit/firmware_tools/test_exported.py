@@ -11,6 +11,7 @@ import pytest
 from edge_client.bundle import INFER
 from edge_client.training import TrainingSession
 from firmware_tools import compile_training
+from firmware_tools.autodiff.graph import OPSET_MAX
 
 FOLDER = Path(__file__).with_name("exported")
 LOSSES = {k: v for path in FOLDER.glob("*-losses.json") for k, v in json.loads(path.read_text()).items()}
@@ -64,8 +65,10 @@ def test_the_bundle_answers_as_the_exported_model(name):
     del source.graph.value_info[
         :
     ]  # jax2onnx notes shapes in another order of axes, which ONNX Runtime warns of
-    session = ort.InferenceSession(source.SerializeToString(), providers=["CPUExecutionProvider"])
     x, _ = data(compiled.manifest.data.shape)
+    if any(o.version > OPSET_MAX for o in source.opset_import) and ort.__version__.startswith("1.22."):
+        pytest.skip("ONNX Runtime 1.22 does not run what the exporter wrote, but what was compiled")
+    session = ort.InferenceSession(source.SerializeToString(), providers=["CPUExecutionProvider"])
     (want,) = session.run(None, {session.get_inputs()[0].name: x})
     values = {t.name: onnx.numpy_helper.to_array(t) for t in source.graph.initializer}
     ours = ort.InferenceSession(compiled.members[INFER], providers=["CPUExecutionProvider"])

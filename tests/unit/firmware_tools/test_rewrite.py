@@ -63,3 +63,31 @@ def test_training_is_the_same_with_and_without(models, tmp_path, monkeypatch):
     ]
 
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)
+
+
+UNREDUCED = {
+    "ReduceL1": np.abs,
+    "ReduceL2": np.abs,
+    "ReduceLogSum": np.log,
+    "ReduceSumSquare": np.square,
+    **dict.fromkeys(
+        ("ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"), lambda x: x
+    ),
+}
+
+
+@pytest.mark.parametrize("op", UNREDUCED)
+@pytest.mark.parametrize("axes", [[], ["none"]])
+def test_a_reduction_over_no_axis_is_written_as_what_it_means(models, op, axes):
+    """Without axes or with none of them, on every ONNX Runtime: the function of each value, which also trains."""
+    weights = {"w": models.he(np.random.default_rng(0), 6, 4).T.copy(), "none": np.zeros(0, np.int64)}
+    nodes = [
+        helper.make_node("MatMul", ["in", "w"], ["a"]),
+        helper.make_node("Exp", ["a"], ["b"]),
+        helper.make_node(op, ["b", *axes], ["out"], noop_with_empty_axes=1),
+    ]
+    compiled = compile_training(models.model_of(nodes, weights, (4,), 6), quantize="none", loss="mse")
+    x = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+    (got,) = ort.InferenceSession(compiled.members[INFER]).run(None, {"x": x, "w": weights["w"]})
+
+    np.testing.assert_allclose(got, UNREDUCED[op](np.exp(x @ weights["w"])), rtol=1e-4, atol=1e-5)

@@ -84,7 +84,7 @@ def gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):  # noqa: N80
 
 def reduced(function):
     def apply(x, axes=None, *, keepdims=1, noop_with_empty_axes=0):
-        if axes is None and noop_with_empty_axes:
+        if noop_with_empty_axes and (axes is None or not len(axes)):
             return x
         over = tuple(range(x.ndim)) if axes is None else tuple(axes.tolist())
         return function(x, dim=over, keepdim=bool(keepdims))
