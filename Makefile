@@ -5,6 +5,7 @@
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
 # make fuzz    ten million hostile inputs to the decoders of the wire, some fifteen minutes
+# make bench-simulation a hundred thousand simulated devices, some five minutes
 # make bench-downlink   accuracy against bytes down, some half an hour
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi check bench bench-training bench-downlink bench-codec fuzz clean system-packages
+.PHONY: demo test test-pi check bench bench-training bench-downlink bench-simulation bench-codec fuzz clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -39,7 +40,7 @@ check: $(VENV)/test
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/test
-	@for script in $(filter-out bench/training.py bench/downlink.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/training.py bench/downlink.py bench/simulation.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
@@ -51,6 +52,9 @@ fuzz: $(VENV)/test
 
 bench-downlink: $(VENV)/test
 	@$(BIN)/python bench/downlink.py --out bench/results/downlink.json
+
+bench-simulation: $(VENV)/test
+	@$(BIN)/python bench/simulation.py --out bench/results/simulation.json
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from aggregator.simulate import models, sources
-from aggregator.simulate.config import DataSection, ModelSection
+from aggregator.simulate.config import DataSection, ModelSection, Natural
 from aggregator.simulate.errors import SimulationError
+from aggregator.simulate.partition import deal, parts
 
 X = np.arange(20, dtype=np.float32).reshape(10, 2)
 Y = np.array([0, 1] * 5, dtype=np.int64)
@@ -101,3 +102,16 @@ def test_the_builtin_networks_have_the_documented_sizes(tmp_path):
 
     assert sizes == {"mlp": 79_510, "cnn": 54_314}
     assert again == (tmp_path / "mlp").read_bytes() != other
+
+
+def test_the_demos_recordings_have_owners_and_unseen_people():
+    """Sixteen arms are devices; two people are for evaluation."""
+    section = DataSection("watch", Natural(), holdout=0.2, gap=1)
+    data = sources.load(section)
+    shards = deal(data, section, None, 0)
+
+    assert len(shards) == 16
+    assert data.x.shape[1:] == (6, 100)
+    assert len(data.y_test) == len(data.x_test) > 300
+    train, holdout = parts(shards, data, section, 0)
+    assert len(train) > len(holdout) > 10
