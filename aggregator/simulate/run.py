@@ -129,7 +129,7 @@ class _Run:
             self._write(wait=self._config.stop.target_accuracy is not None)
             reason = self._stop()
             if reason is not None:
-                server.end(reason, clock.now)
+                server.stop(reason)
             self._report(self._progress())
         if self._noted != (server.job.version, server.accepted):
             self._look()
@@ -209,6 +209,7 @@ class _Run:
             "model_hash": server.job.manifest.model_hash,
             "accepted": server.accepted,
             "rejected": dict(sorted(server.rejected.items())),
+            "buffered": server.job.buffered,
             "duplicates": server.duplicates,
             "open": self._behaviour.open,
             **asdict(counts),

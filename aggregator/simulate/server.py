@@ -90,20 +90,19 @@ class Server:
             return []
         if self.job.due(now, draining=False):
             self._commit(now, draining=False)
-        reason = self.job.over(now)
-        if reason is not None:
-            self.end(reason, now)
+        self.over = self.job.over(now)
+        if self.over is not None:  # what comes now is refused, what is buffered becomes the last version
+            self._job_cell = job_cell(self.job, "ended")
+            if self.job.due(now, draining=True):
+                self._commit(now, draining=True)
             return []
         granted = self.job.grant(now)
         self.job.paths.take_fresh()
         return granted
 
-    def end(self, reason: str, now: float) -> None:
-        """End the job: what comes now is refused, what is buffered becomes the last version."""
+    def stop(self, reason: str) -> None:
+        """Look no further: the job would go on, so its buffer stays as it is."""
         self.over = reason
-        self._job_cell = job_cell(self.job, "ended")
-        if self.job.due(now, draining=True):
-            self._commit(now, draining=True)
 
     def _commit(self, now: float, *, draining: bool) -> None:
         sealed = self.job.seal(now, {0: self._offset}, draining=draining)
