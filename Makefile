@@ -58,7 +58,7 @@ bench-simulation: $(VENV)/test
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench
-	@$(BIN)/python bench/codec.py
+	@$(BIN)/python bench/codec.py --out bench/results/codec.json
 
 clean:
 	rm -rf $(VENV) .demo .pi

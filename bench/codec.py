@@ -1,12 +1,14 @@
 """Bytes of an update against the entropy bound, and the time to encode and to fold it.
 
-    python bench/codec.py [--seeds 3]          (make bench-codec)
+    python bench/codec.py [--seeds 3] [--out FILE]          (make bench-codec)
 
 The bound of a tensor of n values that sends k of them is n H(k/n) + k b bits, b bits a value with its sign; an
-update's is the sum over its tensors, so it knows how densities differ. Updates are synthetic (tensors of log-normal
-scale, as layers have) and real: what the real compressor leaves of training the sensor CNN on smartwatch recordings,
-and a LeNet and ResNet-8 on Fashion-MNIST. Other index coders run on the same positions in the same process.
-JSON lines on stdout, tables at the end; times are medians.
+update's is the sum over its tensors, so it knows how densities differ, but not that values lie in clusters, which the
+codec makes use of: it may be below. Updates are synthetic (tensors of log-normal scale, as layers have; a million in
+rows of log-normal scale and mean) and real: what the real compressor makes of training the sensor CNN on smartwatch
+recordings, and a LeNet and ResNet-8 on Fashion-MNIST, at first and after ten rounds of error feedback at the same
+density. Other index coders run on the same positions in the same process.
+JSON lines on stdout, tables at the end; times are the least of fifteen.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for examples/, which is no
 from aggregator.demo import data as watch
 from edge_client.compress import Compressed, compress
 from edge_client.training import TrainingSession
-from edge_client.wire import bits, sparse
+from edge_client.wire import bits, leb128, nested, sparse
 from edge_client.wire.weights import Sparse
 from examples.models import MODELS
 from firmware_tools.compiler import compile_training
@@ -38,16 +41,18 @@ DENSITIES = (0.001, 0.01, 0.05, 0.1)
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 REPEATS = 15
 BASE = bytes(8)
+HEADER_BYTES = 30  # of the envelope with its CRC, and of an update
+ROUNDS = 10  # of error feedback before an update is measured
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Median time of a call."""
+    """The least time of a call: what else the machine does only adds to it."""
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+    return min(times)
 
 
 def layered(total: int, tensors: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -83,8 +88,53 @@ def fashion() -> tuple[np.ndarray, np.ndarray] | None:
     )
 
 
-def real() -> Iterator[tuple[str, list[np.ndarray]]]:
-    """(name, change of each tensor) of twenty steps from a model that has trained a while."""
+def clusters(total: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """A synthetic training result in clusters: rows of a hundred values have a scale and a mean of their own."""
+    sizes = [total // 1000, total // 20, total // 5]
+    return [
+        (
+            rng.standard_t(3, (n // 100, 100)) * rng.lognormal(0, 1.5, (n // 100, 1))
+            + rng.standard_normal((n // 100, 1)) * rng.lognormal(0, 1.5, (n // 100, 1))
+        )
+        .astype(np.float32)
+        .ravel()
+        for n in (*sizes, total - sum(sizes))
+    ]
+
+
+class Training:
+    """A network on one device, whose updates are all the server gets."""
+
+    def __init__(self, session: TrainingSession, x: np.ndarray, y: np.ndarray) -> None:
+        self.session, self.x, self.y = session, x, y
+        self.rng = np.random.default_rng(0)
+        self.names = [t.name for t in session.bundle.manifest.tensors]
+
+    def steps(self, count: int) -> list[np.ndarray]:
+        """The change of each tensor in so many steps."""
+        before = self.session.params
+        for _ in range(count):
+            batch = self.rng.integers(0, len(self.y), 32)
+            self.session.step(np.ascontiguousarray(self.x[batch]), self.y[batch], 0.02)
+        return [(self.session.params[n] - before[n]).ravel() for n in self.names]
+
+    def round(self, density: float, residual: bytes | None) -> tuple[list[np.ndarray], bytes]:
+        """Train and take what was sent as the next base; the change that was compressed, and its residual."""
+        before = self.session.params
+        delta = self.steps(20)
+        made = compress(delta, residual, density, 1e9)
+        base = dict(before)
+        for name, tensor in zip(self.names, made.weights.tensors, strict=True):
+            base[name] = before[name] + tensor.dense(before[name].size).reshape(before[name].shape)
+        self.session.load(base)
+        left = np.zeros(sum(map(len, delta))) if residual is None else np.frombuffer(residual, "<f2")
+        edges = np.cumsum([len(d) for d in delta])[:-1]
+        told = [d + r for d, r in zip(delta, np.split(left.astype(np.float32), edges), strict=True)]
+        return told, made.residual_accepted
+
+
+def trainings() -> Iterator[tuple[str, Training]]:
+    """The networks, each with its data, after forty steps."""
     shards, _ = watch.load()
     tasks = [("sensor CNN", cnn1d(6, watch.WINDOW, watch.CLASSES), shards[0].x, shards[0].y)]
     pictures = fashion()
@@ -97,13 +147,9 @@ def real() -> Iterator[tuple[str, list[np.ndarray]]]:
     for name, model, x, y in tasks:
         with tempfile.TemporaryDirectory() as folder:
             session = TrainingSession(compile_training(model).save(Path(folder) / "net.bundle"))
-        rng, trained = np.random.default_rng(0), [t.name for t in session.bundle.manifest.tensors]
-        for step in range(60):
-            if step == 40:
-                before = session.params
-            rows = rng.integers(0, len(y), 32)
-            session.step(np.ascontiguousarray(x[rows]), y[rows], 0.02)
-        yield name, [(session.params[n] - before[n]).ravel() for n in trained]
+        training = Training(session, x, y)
+        training.steps(40)
+        yield name, training
 
 
 def measured(name: str, delta: list[np.ndarray], density: float, codec: str = "ternary") -> dict:
@@ -124,10 +170,12 @@ def measured(name: str, delta: list[np.ndarray], density: float, codec: str = "t
     }
     row["bits_per_parameter"] = 8 * len(frame) / total
     if isinstance(made.weights, Sparse):
-        counts = made.weights.counts
-        least = sparse.bound_bytes(made.weights, np.array(sizes), made.codec)
-        table = sum(1 + (k >= 128) + (k >= 16384) + 2 * (k > 0) for k in counts.tolist())
-        row["streams_to_bound"] = (len(frame) - 32 - table) / least
+        counts = made.weights.counts.tolist()
+        least = sparse.bound_bytes(made.weights, np.array(sizes), frame[3])
+        row["form"] = "gaps" if sparse.split(frame[3])[1] else "nested"
+        told = counts if row["form"] == "gaps" else [sum(counts)]
+        table = sum(len(leb128.encode(k)) for k in told) + 2 * sum(k > 0 for k in counts)
+        row["streams_to_bound"] = (len(frame) - HEADER_BYTES - table) / least
         row["total_to_bound"] = len(frame) / least
     row["encode_ms"] = milliseconds(lambda: sparse.encode(update, sizes, made.codec))
 
@@ -139,7 +187,7 @@ def measured(name: str, delta: list[np.ndarray], density: float, codec: str = "t
     return row
 
 
-def others(delta: list[np.ndarray], density: float) -> list[dict]:
+def others(name: str, delta: list[np.ndarray], density: float) -> list[dict]:
     """Other coders of the same positions in one vector; sizes over its bound, encode and decode ms."""
     flat = np.abs(np.concatenate(delta))
     count = round(density * len(flat))
@@ -160,7 +208,12 @@ def others(delta: list[np.ndarray], density: float) -> list[dict]:
         )
         return np.cumsum((high << r | low) + 1) - 1
 
-    rows = [("split-stream Rice (ours)", ours, back, lambda c: len(c[0]) + len(c[1]))]
+    rows = [
+        ("split-stream Rice (ours: gaps)", ours, back, lambda c: len(c[0]) + len(c[1])),
+        ("binary interpolative by levels (ours: nested)",
+         lambda: bits.pack_fixed(*nested.fields(positions, len(flat))),
+         lambda c: nested.read(memoryview(c), count, len(flat))[0], len),
+    ]  # fmt: skip
     low_bits = max(0, int(np.log2(len(flat) / count)))
     rows.append(
         ("Elias-Fano (size only)", None, None, (count * low_bits + count + (len(flat) >> low_bits)) / 8)
@@ -185,13 +238,14 @@ def others(delta: list[np.ndarray], density: float) -> list[dict]:
     rows.append(("range coder on the mask (constriction)", range_coded,
                  lambda c: np.flatnonzero(stream.queue.RangeDecoder(c).decode(model, len(flat))), lambda c: 4 * len(c)))  # fmt: skip
     out = []
-    for name, encode, decode, size in rows:
+    for coder, encode, decode, size in rows:
         if encode is None:
-            out.append({"coder": name, "density": density, "to_bound": size / least})
+            out.append({"coder": coder, "name": name, "density": density, "to_bound": size / least})
             continue
         coded = encode()
         row = {
-            "coder": name,
+            "coder": coder,
+            "name": name,
             "density": density,
             "to_bound": size(coded) / least,
             "encode_ms": milliseconds(encode),
@@ -211,38 +265,60 @@ def varint(values: np.ndarray) -> bytes:
     return out[np.arange(5) < count[:, None]].tobytes()
 
 
+def synthetic(seeds: int) -> Iterator[dict]:
+    """Rows of updates that no training made."""
+    for seed in range(seeds):
+        for density in DENSITIES:
+            for total, tensors in ((50_000, 8), (1_000_000, 20)):
+                delta = layered(total, tensors, np.random.default_rng((seed, total)))
+                yield measured(f"synthetic {total // 1000} k", delta, density) | {"seed": seed}
+            delta = clusters(1_000_000, np.random.default_rng(seed))
+            yield measured("synthetic 1000 k in rows", delta, density) | {"seed": seed}
+
+
+def real() -> Iterator[dict]:
+    """Rows of updates of networks in training: of the first round with each codec, and after rounds of feedback."""
+    for name, training in trainings():
+        start = training.session.params
+        delta = training.steps(20)
+        for density in DENSITIES:
+            yield measured(name, delta, density)
+        for codec in ("q4", "q8", "sign", "dense-fp16", "dense-fp32"):
+            yield measured(name, delta, 0.01, codec)
+        for density in (0.01, 0.05):
+            training.session.load(start)
+            residual = None
+            for _ in range(ROUNDS):
+                delta, residual = training.round(density, residual)
+            yield measured(f"{name}, round {ROUNDS}", delta, density)
+
+
 def main() -> None:
     """Measure all updates and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file for all rows")
     options = parser.parse_args()
     rows, coders = [], []
-    for seed in range(options.seeds):
-        for total, tensors in ((50_000, 8), (1_000_000, 20)):
-            for density in DENSITIES:
-                delta = layered(total, tensors, np.random.default_rng((seed, total)))
-                rows.append(measured(f"synthetic {total // 1000} k", delta, density) | {"seed": seed})
-                print(json.dumps(rows[-1]), flush=True)
-    for name, delta in real():
-        for density in DENSITIES:
-            rows.append(measured(name, delta, density))
-            print(json.dumps(rows[-1]), flush=True)
-        for codec in ("q4", "q8", "sign", "dense-fp16", "dense-fp32"):
-            rows.append(measured(name, delta, 0.01, codec))
-            print(json.dumps(rows[-1]), flush=True)
+    for row in chain(synthetic(options.seeds), real()):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     for density in DENSITIES:
-        coders += others([np.random.default_rng(0).laplace(size=1_000_000)], density)
+        coders += others("without structure", [np.random.default_rng(0).laplace(size=1_000_000)], density)
+        coders += others("in rows", clusters(1_000_000, np.random.default_rng(0)), density)
     for row in coders:
         print(json.dumps(row))
+    if options.out:
+        options.out.write_text(json.dumps({"updates": rows, "coders": coders}, indent=1) + "\n")
     report(rows, coders)
 
 
 def report(rows: list[dict], coders: list[dict]) -> None:
     """Tables in Markdown, medians over the seeds."""
     print(
-        "\n| update | codec | parameters | density | bits/param | streams/bound | total/bound | encode ms | decode + fold ms |"
+        "\n| update | codec | parameters | density | bits/param | form | streams/bound | total/bound | encode ms | decode + fold ms |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for key in dict.fromkeys((r["name"], r["codec"], r["density"]) for r in rows):
         mine = [r for r in rows if (r["name"], r["codec"], r["density"]) == key]
         mid = {
@@ -257,15 +333,17 @@ def report(rows: list[dict], coders: list[dict]) -> None:
             f"{100 * key[2]:g} %",
             f"{mid['bits_per_parameter']:.4f}",
         ]
-        print("| " + " | ".join([*cells, *ratios, *times]) + " |")
+        print("| " + " | ".join([*cells, mine[0].get("form", "-"), *ratios, *times]) + " |")
     print(
-        "\n| coder of the positions of 1 M | density | size/bound | encode ms | decode ms |\n|---|---|---|---|---|"
+        "\n| coder of the places of 1 M | values | density | size/bound | encode ms | decode ms |\n|---|---|---|---|---|---|"
     )
     for row in coders:
         times = [f"{row[n]:.2f}" if n in row else "-" for n in ("encode_ms", "decode_ms")]
         print(
             "| "
-            + " | ".join([row["coder"], f"{100 * row['density']:g} %", f"{row['to_bound']:.3f}", *times])
+            + " | ".join(
+                [row["coder"], row["name"], f"{100 * row['density']:g} %", f"{row['to_bound']:.3f}", *times]
+            )
             + " |"
         )
 

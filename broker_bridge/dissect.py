@@ -12,12 +12,12 @@ import numpy as np
 
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
 from edge_client.bundle import Manifest
-from edge_client.wire import bits, chunks, frame, grid, leb128, places, sparse
+from edge_client.wire import chunks, frame, grid, leb128, nested, places, sparse
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.weights import Sparse
 
 RECORDS = (UpdateRecord, EventRecord, EvaluationRecord, RejectionRecord)
-_HEAD = struct.Struct("<II8sHH")  # of an update
+_HEAD = struct.Struct("<II8sH")  # of an update
 _MODEL_HEAD = struct.Struct("<II8sH")
 _CHUNK_HEAD = struct.Struct("<III8s")
 
@@ -124,60 +124,64 @@ def _chunk(found: Dissection, _data: bytes, body: memoryview, _bundle: Manifest 
 
 
 def _update(found: Dissection, data: bytes, body: memoryview, bundle: Manifest | None, codec: int) -> None:
-    version, tag, digest, n_samples, count = _HEAD.unpack_from(body)
+    version, tag, digest, n_samples = _HEAD.unpack_from(body)
     for size, name, value in (
         (4, "base version", version), (4, "tag of the uid", f"{tag:08x}"), (8, "hash of the base", digest.hex()),
-        (2, "samples", n_samples), (2, "tensors of weights", count),
+        (2, "samples", n_samples),
     ):  # fmt: skip
         found.add(size, name, value)
-    known = {c.value: c for c in sparse.Codec}
-    if codec not in known:
-        raise RemoteWireError("bad_codec", f"unknown update codec {codec}")
-    counts = _table(found, body, count, bundle) if known[codec] in sparse.LEVEL_BITS else []
+    kind, gaps = sparse.split(codec)
     if bundle is None:
         return
     update = sparse.decode(data, bundle.sizes, len(bundle.statistics))
     found.add(2 * len(update.statistics), "changes of the statistics", f"{len(update.statistics)} x f16")
-    sizes = [t.size for t in bundle.tensors]
-    found.figures |= {"parameters": sum(sizes), "values sent": update.weights.kept, "L2 norm": update.norm()}
-    found.figures["bits per parameter"] = 8 * len(data) / sum(sizes)
-    least = sparse.bound_bytes(update.weights, np.array(sizes), codec)
-    found.figures["entropy bound, bytes"] = least
+    sizes = np.array([t.size for t in bundle.tensors])
+    least = sparse.bound_bytes(update.weights, sizes, kind)
+    found.figures |= {
+        "codec": kind.name.lower().replace("_", "-"), "parameters": int(sizes.sum()),
+        "values sent": update.weights.kept, "L2 norm": update.norm(), "bits per parameter": 8 * len(data) / sizes.sum(),
+        "entropy bound, bytes": least,
+    }  # fmt: skip
     if least:
         found.figures["bytes to the bound"] = len(data) / least
-    if isinstance(update.weights, Sparse):
-        width = sparse.LEVEL_BITS[known[codec]]
-        _streams(found, np.array(counts), np.array(sizes), width, frame.OVERHEAD_BYTES + len(body))
-    else:
+    if not isinstance(update.weights, Sparse):
         item = update.weights.values.dtype.itemsize
         found.add(item * update.weights.kept, "values", f"{update.weights.kept} x f{8 * item}")
-
-
-def _table(found: Dissection, body: memoryview, count: int, bundle: Manifest | None) -> list[int]:
-    at, counts = _HEAD.size, []
-    for i in range(count):
-        name = bundle.tensors[i].name if bundle and i < len(bundle.tensors) else f"tensor {i}"
-        k, end = leb128.read(body, at)
-        scale = ""
+        return
+    found.figures["form"] = "gaps" if gaps else "nested"
+    (_gaps if gaps else _nested)(found, update.weights, bundle, sparse.LEVEL_BITS[kind])
+    for tensor, k, scale in zip(bundle.tensors, update.weights.counts, update.weights.scales, strict=True):
         if k:
-            scale = f", scale {struct.unpack_from('<e', body, end)[0]:g}"
-            end += 2
-        found.add(end - at, name, f"{k} values{scale}")
-        at = end
-        counts.append(k)
-    return counts
+            found.add(2, tensor.name, f"scale {scale:g} of {k} values")
 
 
-def _streams(found: Dissection, counts: sparse.Ints, sizes: sparse.Ints, width: int, total: int) -> None:
-    coded = np.where(counts < sizes, counts, 0)
-    remainders = int((coded * bits.parameters(counts, sizes)).sum())
-    sent = int(counts.sum())
-    found.add((sent + 7) // 8, "signs", f"{sent} bits")
+def _gaps(found: Dissection, weights: Sparse, bundle: Manifest, width: int) -> None:
+    for tensor, k in zip(bundle.tensors, weights.counts.tolist(), strict=True):
+        found.add(len(leb128.encode(k)), tensor.name, f"{k} values")
+    sizes = np.array([t.size for t in bundle.tensors])
+    parameters = places.parameters(weights.counts, sizes)
+    quotients = places.gaps(weights.indices, weights.counts, sizes)[0] >> parameters
+    found.add((weights.kept + 7) // 8, "signs", f"{weights.kept} bits")
+    _levels(found, weights.kept, width)
+    found.add((int(parameters.sum()) + 7) // 8, "remainders of the gaps", f"{parameters.sum()} bits")
+    length = (int(quotients.sum()) + len(quotients) + 7) // 8
+    found.add(length, "quotients of the gaps", f"{len(quotients)} unary codes")
+
+
+def _nested(found: Dissection, weights: Sparse, bundle: Manifest, width: int) -> None:
+    size = 2 * sum(t.size for t in bundle.tensors)
+    found.add(len(leb128.encode(weights.kept)), "values kept", weights.kept)
+    begin = sum(p.size for p in found.parts)
+    _, length = nested.read(memoryview(found.data)[begin:], weights.kept, size)
+    found.add(
+        length, "nested places", f"{weights.kept} of {size}, of each tensor those of positive values first"
+    )
+    _levels(found, weights.kept, width)
+
+
+def _levels(found: Dissection, kept: int, width: int) -> None:
     if width:
-        found.add((sent * width + 7) // 8, "levels less one", f"{sent} x {width} bits")
-    found.add((remainders + 7) // 8, "remainders of the gaps", f"{remainders} bits")
-    used = sum(p.size for p in found.parts)
-    found.add(total - 4 - used, "quotients of the gaps", f"{int(coded.sum())} unary codes")
+        found.add((kept * width + 7) // 8, "levels less one", f"{kept} x {width} bits")
 
 
 def _model(found: Dissection, data: bytes, body: memoryview, bundle: Manifest | None, _codec: int) -> None:

@@ -67,26 +67,63 @@ def pack_fixed(values: Ints, widths: Ints) -> bytes:
     return words.astype(">u8").tobytes()[: (int(ends[-1]) + 7) // 8]
 
 
+class Reader:
+    """Takes values off a stream of `pack_fixed`, run after run, where the widths of one follow from those before."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+        self._flags = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+        # The eight bytes from each byte on: more than WIDTH_MAX bits from any bit of it on.
+        self._words: npt.NDArray[np.uint64] = np.ndarray(
+            len(data) + 1, dtype=">u8", buffer=bytes(data) + bytes(8), strides=(1,)
+        )
+
+    def fixed(self, widths: Ints) -> Ints:
+        """The next values, of these widths; raises RemoteWireError (`bad_stream`) where the stream ends before."""
+        if len(widths) > BLOCK:
+            parts = [self.fixed(widths[i : i + BLOCK]) for i in range(0, len(widths), BLOCK)]
+            return np.concatenate(parts)
+        if not len(widths):
+            return widths
+        starts = widths.cumsum()
+        total = int(starts[-1])
+        starts += self._passed(total)
+        starts -= widths
+        words = self._words[starts >> 3].astype(np.uint64)
+        starts &= 7
+        words <<= starts.view(np.uint64)
+        # A shift by 64 is undefined, so one bit is always shifted on its own.
+        words >>= np.uint64(1)
+        words >>= (63 - widths).view(np.uint64)
+        values: Ints = words.view(np.int64)
+        return values
+
+    def flags(self, count: int) -> npt.NDArray[np.uint8]:
+        """The next `count` values of one bit each, 0 or 1; raises as `fixed` does."""
+        begin = self._passed(count)
+        return self._flags[begin : begin + count]
+
+    def close(self) -> int:
+        """The stream's length in bytes; raises RemoteWireError (`bad_stream`) unless zeros fill the last one."""
+        if self._at % 8 and self._data[self._at // 8] & (0xFF >> self._at % 8):
+            raise RemoteWireError("bad_stream", "a stream is not padded with zeros")
+        return (self._at + 7) // 8
+
+    def _passed(self, more: int) -> int:
+        """Where the next `more` bits begin."""
+        begin = self._at
+        self._at += more
+        if self._at > len(self._flags):
+            raise RemoteWireError("bad_stream", f"a stream of {len(self._data)} B ends before its last value")
+        return begin
+
+
 def unpack_fixed(data: memoryview, widths: Ints) -> Ints:
     """Inverse of `pack_fixed`; raises RemoteWireError (`bad_stream`) unless `data` has just these values."""
-    total = int(widths.sum())
-    if len(data) != (total + 7) // 8:
-        raise RemoteWireError("bad_stream", f"a stream of {len(data)} B where {total} bits were expected")
-    if total % 8 and data[-1] & ((1 << (8 - total % 8)) - 1):
-        raise RemoteWireError("bad_stream", "a stream is not padded with zeros")
-    values = np.zeros(len(widths), dtype=np.int64)
-    if not total:
-        return values
-    words = np.frombuffer(bytes(data) + bytes(16 - len(data) % 8), dtype=">u8").astype(np.uint64)
-    passed = 0
-    for begin in range(0, len(widths), BLOCK):
-        mine = widths[begin : begin + BLOCK]
-        ends = np.cumsum(mine) + passed
-        starts, passed = ends - mine, int(ends[-1])
-        at, skip = starts >> 6, (starts & 63).astype(np.uint64)
-        # A shift by 64 is undefined, so one bit is always shifted on its own.
-        joined = (words[at] << skip) | (words[at + 1] >> np.uint64(1) >> (np.uint64(63) - skip))
-        values[begin : begin + BLOCK] = joined >> np.uint64(1) >> (63 - mine).astype(np.uint64)
+    reader = Reader(data)
+    values = reader.fixed(widths)
+    if reader.close() != len(data):
+        raise RemoteWireError("bad_stream", f"a stream of {len(data)} B goes on after its last value")
     return values
 
 

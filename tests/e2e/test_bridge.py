@@ -70,7 +70,7 @@ def test_refusals_are_answered_counted_and_leave_the_model_alone(rig, tools):
         ("bad_frame", lambda _: b"\x00" * 40),
         ("bad_version", lambda uid: tools.update(uid)[:1] + b"\x02" + tools.update(uid)[2:]),
         ("too_large", lambda _: bytes(500_000)),
-        ("bad_tensors", lambda uid: tools.update(uid, sizes=(400,))),
+        ("bad_tensors", lambda uid: tools.update(uid, sizes=(400, 900), k=450)),
         ("bad_uid", lambda uid: tools.update(topics.Uid("pi-2", "har", uid.epoch, 99))),
         ("bad_uid", lambda uid: tools.update(topics.Uid("pi-999", "har", uid.epoch, uid.seq))),
         ("not_finite", lambda uid: with_tensor(uid, infinite)),

@@ -36,7 +36,7 @@ def one(data: bytes) -> None:
         if which < 16:
             messages.decode(MESSAGES[which % len(MESSAGES)], body)
             return
-        kind, codec = KINDS[which % 4], which >> 2 & 7
+        kind, codec = KINDS[which % 4], which >> 2 & 7 | (sparse.GAPS if which & 0x40 else 0)
         framed = frame.encode(kind, body, codec) if which & 0x80 else body
         if kind is frame.Kind.UPDATE:
             update = sparse.decode(framed, SIZES, STATISTICS)
@@ -63,7 +63,7 @@ def seeds() -> Iterator[bytes]:
             if codec not in sparse.LEVEL_BITS:
                 weights = Dense(rng.standard_normal(OWN.sum()).astype(np.float32))
             data = sparse.encode(sparse.Update(*head, weights, changes), OWN.tolist(), codec)
-            yield bytes([0x80 | codec << 2]) + frame.decode(data)[2]
+            yield bytes([0x80 | codec << 2 | (data[3] & sparse.GAPS) >> 1]) + frame.decode(data)[2]
             yield bytes([16]) + data
     old = [rng.integers(-9, 9, n).astype(np.int32) for n in SIZES]
     new = [v + rng.integers(0, 2, len(v)).astype(np.int32) for v in old]

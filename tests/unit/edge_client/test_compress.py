@@ -172,7 +172,7 @@ def test_sign_sends_every_value_in_a_bit():
     data = sparse.encode(sparse.Update(0, bytes(8), 0, 1, result.weights), [8000], result.codec)
 
     assert result.weights.kept == 8000
-    assert len(data) == 32 + 4 + 1000
+    assert len(data) == 30 + 2 + 2 + 1000
 
 
 def test_an_unknown_codec_is_named():

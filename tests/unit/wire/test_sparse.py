@@ -1,5 +1,6 @@
 """The uplink codecs: round trips, and bytes that are not an update."""
 
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.wire import bits, frame, messages, sparse
+from edge_client.wire import bits, frame, messages, nested, sparse
 from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import FRACTION_BITS
 from edge_client.wire.sparse import Codec, Update
@@ -37,11 +38,13 @@ def updates(draw):
 def kept(draw, rng, size, codec):
     count = draw(st.sampled_from([0, 1, size // 3, size]))
     indices = np.sort(rng.choice(size, min(count, size), replace=False)).astype(np.int64)
+    if draw(st.booleans()):  # in one cluster
+        indices = np.arange(len(indices)) + rng.integers(0, size - len(indices) + 1)
     levels = (
         rng.integers(1, 2 ** sparse.LEVEL_BITS[codec] + 1, len(indices)) if sparse.LEVEL_BITS[codec] else None
     )
     scale = draw(st.floats(0, 65504, width=16)) if len(indices) else 0.0
-    return SparseTensor(indices, rng.random(len(indices)) < 0.5, scale, levels)
+    return SparseTensor(indices, rng.random(len(indices)) < draw(st.sampled_from([0, 0.5])), scale, levels)
 
 
 def example(codec=Codec.TERNARY):
@@ -219,37 +222,48 @@ def test_hostile_bodies_raise_only_the_wire_error(data, pair):
             assert all(0 <= i < size for i in tensor.indices)
 
 
-def with_table(*entries, tail=b"", size=1, codec=Codec.TERNARY):
-    head = sparse._HEAD.pack(0, 0, bytes(8), 1, size)
-    return sealed(head + b"".join(entries) + tail, codec=codec)
+def with_body(body, codec=Codec.TERNARY, gaps=True):
+    return sealed(sparse._HEAD.pack(0, 0, bytes(8), 1) + body, codec=codec | sparse.GAPS * gaps)
 
 
-ONE = b"\x01\x00\x3c"  # one value, scale 1
+ONE = b"\x00\x3c"  # a scale of 1
+
+
+def both_signs():
+    """Count and nested places of a tensor of 4 whose value 2 is sent as positive and as negative."""
+    return b"\x02" + bits.pack_fixed(*nested.fields(np.array([2, 4 + 2]), 8))
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (with_table(b"\x05"), "bad_tensors"),  # 5 values for a tensor of 4
-        (with_table(b"\x01\x00\x7c"), "not_finite"),  # infinite scale
-        (with_table(b"\x01\x00\xfc"), "not_finite"),
-        (with_table(b"\x01\x00\x7e"), "not_finite"),  # NaN
-        (with_table(b"\x01\x00\xbc"), "not_finite"),  # negative scale
-        (with_table(b"\xff\xff\xff\xff\xff"), "bad_frame"),  # endless LEB128
-        (with_table(b"\x01\x00"), "bad_frame"),  # half a scale
-        (with_table(ONE, tail=b"\x00\x08"), "bad_index"),  # index 4 of 4
-        (with_table(ONE, tail=b"\x00" + bytes(40) + b"\x80"), "bad_index"),  # a gap of 320
-        (with_table(b"\x02\x00\x3c", tail=b"\x00\x28"), "bad_index"),  # indices 2 and 4 of 4
-        (with_table(ONE, tail=b"\x01\x80"), "bad_stream"),  # padding of the signs that is not zero
-        (with_table(ONE, tail=b"\x00\xc0"), "bad_stream"),  # two codes where one was expected
-        (
-            with_table(b"\x04\x00\x3c", tail=b"\x00\x80"),
-            "bad_stream",
-        ),  # gaps of a tensor that sends everything
-        (with_table(ONE, tail=b"\x00", codec=Codec.Q4), "bad_stream"),  # no levels
-        (with_table(tail=bytes(7), codec=Codec.DENSE_FP16), "bad_stream"),  # 3.5 values of 4
-        (with_table(tail=bytes(6) + b"\x00\x7e", codec=Codec.DENSE_FP16), "not_finite"),
-        (with_table(tail=bytes(12) + b"\x00\x00\x80\x7f", codec=Codec.DENSE_FP32), "not_finite"),
+        (with_body(b"\x05"), "bad_tensors"),  # 5 values for a tensor of 4
+        (with_body(b"\x05", gaps=False), "bad_tensors"),
+        (with_body(b"\x01\x00\x80\x00\x7c"), "not_finite"),  # infinite scale
+        (with_body(b"\x01\x00\x80\x00\xfc"), "not_finite"),
+        (with_body(b"\x01\x00\x80\x00\x7e"), "not_finite"),  # NaN
+        (with_body(b"\x01\x00\x80\x00\xbc"), "not_finite"),  # negative scale
+        (with_body(b"\x01\x20\x00\x7c", gaps=False), "not_finite"),
+        (with_body(b"\xff\xff\xff\xff\xff"), "bad_frame"),  # endless LEB128
+        (with_body(b"\xff\xff\xff\xff\xff", gaps=False), "bad_frame"),
+        (with_body(b"\x01\x3c"), "bad_stream"),  # half a scale
+        (with_body(b"\x01\x20\x3c", gaps=False), "bad_stream"),
+        (with_body(b"\x01\x20" + ONE + b"\x3c", gaps=False), "bad_stream"),  # a scale and a half
+        (with_body(b"\x01\x00\x08" + ONE), "bad_index"),  # index 4 of 4
+        (with_body(b"\x01\x00" + bytes(40) + b"\x80" + ONE), "bad_index"),  # a gap of 320
+        (with_body(b"\x02\x00\x28" + ONE), "bad_index"),  # indices 2 and 4 of 4
+        (with_body(both_signs() + ONE, gaps=False), "bad_index"),
+        (with_body(b"\x01\x01\x80" + ONE), "bad_stream"),  # padding of the signs that is not zero
+        (with_body(b"\x01\x21" + ONE, gaps=False), "bad_stream"),
+        (with_body(b"\x01\x00\xc0" + ONE), "bad_stream"),  # two codes where one was expected
+        (with_body(b"\x04\x00\x80" + ONE), "bad_stream"),  # gaps of a tensor that sends everything
+        (with_body(b"\x01\x00" + ONE, Codec.Q4), "bad_stream"),  # no levels
+        (with_body(b"\x01\x20", Codec.Q4, gaps=False), "bad_stream"),
+        (with_body(b"\x01", gaps=False), "bad_stream"),  # no places
+        (with_body(bytes(7), Codec.DENSE_FP16, gaps=False), "bad_stream"),  # 3.5 values of 4
+        (with_body(bytes(6) + b"\x00\x7e", Codec.DENSE_FP16, gaps=False), "not_finite"),
+        (with_body(bytes(12) + b"\x00\x00\x80\x7f", Codec.DENSE_FP32, gaps=False), "not_finite"),
+        (with_body(bytes(8), Codec.DENSE_FP16), "bad_codec"),  # dense values have no gaps
         (sealed(b"", codec=9), "bad_codec"),
         (sealed(b"", kind=frame.Kind.DELTA), "bad_frame"),
         (sealed(b"short"), "bad_frame"),
@@ -263,12 +277,19 @@ def test_hostile_fields_have_their_codes(data, code):
     assert caught.value.code == code
 
 
-def test_another_tensor_table_is_bad_tensors():
-    """An update for a model with more tensors is refused before its table is read."""
-    with pytest.raises(RemoteWireError) as caught:
-        sparse.decode(sparse.encode(example(), SIZES), (*SIZES, 3))
+def test_a_short_frame_cannot_ask_for_much_memory():
+    """I6: a frame that claims more values than it has bits is refused, however few bits they would take."""
+    size = 1 << 24
+    for gaps in (False, True):
+        with pytest.raises(RemoteWireError, match="less than a bit for each"):
+            sparse.decode(with_body(b"\x80\x80\x80\x08" + ONE, gaps=gaps), (size,))
 
-    assert caught.value.code == "bad_tensors"
+
+def test_a_frame_of_another_model_is_refused():
+    """A sparse update for a model with fewer or more values does not decode as one of this model."""
+    for sizes in ((*SIZES, 300), SIZES[:2], (3, *SIZES)):
+        with pytest.raises(RemoteWireError):
+            sparse.decode(sparse.encode(example(), SIZES), sizes)
 
 
 def test_local_mistakes_are_local_errors():
@@ -290,18 +311,73 @@ def test_local_mistakes_are_local_errors():
             sparse.encode(wrong, sizes, codec)
 
 
-def test_header_and_table_are_small():
-    """An update costs 32 bytes beside its table and streams, and a tensor 4 bytes up to 16 383 values."""
-    empty = Update(0, bytes(8), 0, 0, Sparse.of([]))
-    count, size = 16383, 70_000
-    indices = np.arange(0, 4 * count, 4)
-    update = Update(0, bytes(8), 0, 0, Sparse.of([SparseTensor(indices, np.zeros(count, dtype=bool), 1.0)]))
-    (r,) = bits.parameters(np.array([count]), np.array([size])).tolist()
-    gaps = np.diff(indices, prepend=-1) - 1
-    streams = (count + 7) // 8 + (r * count + 7) // 8 + len(bits.pack_unary(gaps >> r))
+def scattered(rng, size, count):
+    """An update of one tensor without structure."""
+    indices = np.sort(rng.choice(size, count, replace=False)).astype(np.int64)
+    return Update(0, bytes(8), 0, 0, Sparse.of([SparseTensor(indices, rng.random(count) < 0.5, 1.0)]))
 
-    assert len(sparse.encode(empty, ())) == 32
-    assert len(sparse.encode(update, (size,))) == 32 + 4 + streams
+
+def clustered(rng, size, count):
+    """An update of one tensor whose values lie in runs of ten of one sign."""
+    rows = np.sort(rng.choice(size // 10, count // 10, replace=False)).astype(np.int64)
+    indices = np.repeat(10 * rows, 10) + np.tile(np.arange(10), len(rows))
+    negative = np.repeat(rng.random(len(rows)) < 0.5, 10)
+    return Update(0, bytes(8), 0, 0, Sparse.of([SparseTensor(indices, negative, 1.0)]))
+
+
+def test_an_update_is_sent_in_the_form_that_is_less():
+    """Values in clusters are sent nested, values without structure as gaps; the codec byte says which."""
+    size, count = 60_000, 3_000
+    scatter = sparse.encode(scattered(np.random.default_rng(0), size, count), (size,))
+    cluster = sparse.encode(clustered(np.random.default_rng(0), size, count), (size,))
+
+    assert sparse.split(scatter[3]) == (Codec.TERNARY, True)
+    assert sparse.split(cluster[3]) == (Codec.TERNARY, False)
+    assert len(cluster) < 0.6 * len(scatter)
+
+
+def test_an_update_never_has_fewer_bits_than_values():
+    """One value everywhere would take no bits nested, which a decoder refuses: it is sent as gaps."""
+    size = 4000
+    every = Update(0, bytes(8), 0, 0, Sparse.of([SparseTensor(np.arange(size), np.zeros(size, bool), 1.0)]))
+    data = sparse.encode(every, (size,))
+
+    assert sparse.split(data[3]) == (Codec.TERNARY, True)
+    assert sparse.decode(data, (size,)).weights.kept == size
+
+
+@pytest.mark.parametrize("make", [scattered, clustered])
+@pytest.mark.parametrize("count", [16_000, 16_400])  # on either side of a power of two
+def test_memory_of_decoding_follows_what_was_sent(make, count):
+    """I6: decoding takes at most 64 bytes a value sent and ten times the frame, in either form."""
+    size = 400_000
+    update = make(np.random.default_rng(0), size, count)
+    data = sparse.encode(update, (size,))
+    sparse.decode(data, (size,))
+    tracemalloc.start()
+    sparse.decode(data, (size,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak <= 64 * count + 10 * len(data)
+
+
+def test_header_and_table_are_small():
+    """An update costs 30 bytes beside its streams, and a tensor a scale, as gaps also a count."""
+    empty = Update(0, bytes(8), 0, 0, Sparse.of([SparseTensor(np.arange(0), np.zeros(0, bool), 0.0)]))
+    size, count = 70_000, 700
+    update = scattered(np.random.default_rng(0), size, count)
+    (tensor,) = update.weights.tensors
+    (r,) = bits.parameters(np.array([count]), np.array([size])).tolist()
+    gaps = np.diff(tensor.indices, prepend=-1) - 1
+    streams = (count + 7) // 8 + (r * count + 7) // 8 + len(bits.pack_unary(gaps >> r))
+    in_runs = clustered(np.random.default_rng(0), size, count)
+    places = np.where(in_runs.weights.negative, size, 0) + in_runs.weights.indices
+    _, widths = nested.fields(np.sort(places), 2 * size)
+
+    assert len(sparse.encode(empty, (9,))) == 30 + 1
+    assert len(sparse.encode(update, (size,))) == 30 + 2 + 2 + streams
+    assert len(sparse.encode(in_runs, (size,))) == 30 + 2 + 2 + (widths.sum() + 7) // 8
 
 
 def test_names_and_codecs_agree():
