@@ -23,7 +23,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 def fields(places: Ints, size: int) -> tuple[Ints, Ints]:
-    """Strictly increasing `places` below `size` as values and widths for `bits.pack_fixed`."""
+    """Strictly increasing `places` below `size` as values and widths of `bits.pack_fixed`, both int64."""
     count = len(places)
     known = _ladder(count, size - count)
     known[1 : count + 1] = places - np.arange(count)
@@ -44,8 +44,8 @@ def fields(places: Ints, size: int) -> tuple[Ints, Ints]:
 def read(data: memoryview, count: int, size: int) -> tuple[Ints, int]:
     """The `count` <= `size` places that `data` begins with, and their length in bytes.
 
-    Memory is bounded by 50 bytes a place and 10 times `data`. Raises RemoteWireError (`bad_stream`) when the bytes end before or are not
-    padded with zeros.
+    Memory is bounded by 50 bytes a place and 10 times `data`. Raises RemoteWireError (`bad_stream`) when the bytes end
+    before or are not padded with zeros.
     """
     known = _ladder(count, size - count)
     reader = bits.Reader(data)
