@@ -176,7 +176,7 @@ class FleetSection(Section, frozen=True):
     faults: Faults = Faults()
     malicious: Malicious = Malicious()
     start_s: float = 0.1
-    asking_max: int = 1000
+    asking_max: int = 10_000
 
 
 class StopSection(Section, frozen=True):
@@ -379,8 +379,9 @@ def _check_names(config: Config) -> None:
     if len(set(config.labels)) < len(config.labels):
         raise SimulationError("strategy: two have the same name")
     for where, table in (("job", config.job), *((f"strategy {s['name']!r}", s) for s in config.strategy)):
-        if "bundle" in table:
-            raise SimulationError(f"{where}: leave bundle out; the model is what [model] says")
+        for field, section in (("bundle", "model"), ("testset", "data")):
+            if field in table:
+                raise SimulationError(f"{where}: leave {field} out; it is what [{section}] says")
     given = [n for n in ("builtin", "bundle", "onnx") if getattr(config.model, n) is not None]
     if len(given) != 1:
         raise SimulationError(

@@ -11,7 +11,7 @@ MEGA = 1e6
 _FORMS = {"time": ",.4g", "bytes_up": ",.3g", "bytes_down": ",.3g"}
 # What it took to reach a target, by the name of the figure in a point.
 COSTS = {
-    "time": "virtual s",
+    "time": "time s",
     "version": "versions",
     "uploads": "uploads",
     "bytes_up": "MB up",
@@ -71,9 +71,9 @@ def tables(rows: Sequence[Line]) -> list[Table]:
     for target in dict.fromkeys(row["target"] for row in rows):
         title = "at the end" if target is None else f"to {100 * target:g} % accuracy"
         table = Table(title=title, title_justify="left")
-        table.add_column("strategy")
+        table.add_column("strategy", no_wrap=True)
         if target is None:
-            table.add_column("accuracy %", justify="right")
+            table.add_column("acc. %", justify="right")
             table.add_column("loss", justify="right")
         else:
             table.add_column("reached", justify="right")

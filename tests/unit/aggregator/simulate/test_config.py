@@ -48,6 +48,7 @@ def test_a_configuration_is_read(table, parsed):
         ("strategy", [{"name": "Not Good"}], "'Not Good' is not valid"),
         ("strategy", [{"name": "a"}, {"name": "a"}], "two have the same name"),
         ("strategy", [{"name": "a", "bundle": "x"}], "strategy 'a': leave bundle out"),
+        ("job.testset", "0" * 64, "job: leave testset out; it is what [data] says"),
         ("evaluate.targets", [0.5, 80], "evaluate.targets[1] is 80"),
     ],
 )
