@@ -65,7 +65,10 @@ class DataSection(Section, frozen=True):
 
 
 class ModelSection(Section, frozen=True):
-    """One of `builtin`, `bundle` and `onnx`; the rest as of `fedfleet bundle build` where it is given."""
+    """One of `builtin`, `bundle` and `onnx`; the rest as of `fedfleet bundle build` where it is given.
+
+    `mean` and `deviation` are what samples are normalised by, one value each for the first axis of a sample.
+    """
 
     builtin: Literal["mlp", "cnn", "exercise"] | None = None
     bundle: str | None = None
@@ -81,6 +84,8 @@ class ModelSection(Section, frozen=True):
     clip_norm: float | None = None
     quantize: Literal["int8", "int8-weights", "none"] | None = None
     trainable: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
 
 
 class LogNormal(Section, frozen=True, tag_field="kind", tag="lognormal"):

@@ -18,6 +18,7 @@ from firmware_tools.zoo import cnn1d
 
 KERNEL = 5  # of the builtin CNN, as LeNet-5's (LeCun et al. 1998)
 OPTIONS = ("loss", "optimizer", "momentum", "weight_decay", "proximal", "clip_norm", "quantize", "trainable")
+NORMALIZE = ("mean", "deviation")
 CHECKED = 4  # samples whose form is compared with the bundle's; all have the same
 
 
@@ -44,14 +45,18 @@ def build(section: ModelSection, data: Data, seed: int, path: Path) -> Bundle:
 
 
 def _bytes(section: ModelSection, data: Data, seed: int) -> bytes:
-    given = [name for name in OPTIONS if getattr(section, name) is not None]
+    given = [name for name in (*OPTIONS, *NORMALIZE) if getattr(section, name) is not None]
     if section.bundle is not None or section.builtin == "exercise":
         if given:
             raise SimulationError(
                 f"model.{given[0]}: a bundle is compiled already; give it with onnx or builtin"
             )
         return plan.bundle().to_bytes() if section.bundle is None else Path(section.bundle).read_bytes()
-    options: dict[str, Any] = {name: getattr(section, name) for name in given}
+    options: dict[str, Any] = {name: getattr(section, name) for name in OPTIONS if name in given}
+    if section.mean is not None or section.deviation is not None:
+        if section.mean is None or section.deviation is None:
+            raise SimulationError("model: mean and deviation go together; give both")
+        options["normalize"] = (section.mean, section.deviation)
     model: onnx.ModelProto | str = section.onnx if section.onnx is not None else _builtin(section, data, seed)
     return compile_training(model, name=section.builtin or "", **options).to_bytes()
 
