@@ -2,6 +2,8 @@
 
 import contextlib
 
+import msgspec
+
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, Heads
 from edge_client.wire.messages import Message, encode
@@ -27,7 +29,16 @@ class Downlink:
 
     async def drop(self, topic: str) -> None:
         """Forget what was said to a topic; nothing is published on a topic that is not retained."""
-        key = cells.down_key(topic)
+        await self._drop(cells.down_key(topic))
+
+    async def fan(self, job: str, delta: cells.FanCell | None) -> None:
+        """Have a job's newest delta published once; None: it has no more."""
+        if delta is None:
+            await self._drop(cells.fan_key(job))
+        else:
+            await self._set(cells.fan_key(job), msgspec.json.encode(delta))
+
+    async def _drop(self, key: str) -> None:
         self._revisions.pop(key, None)
         while (revision := (await self._heads.load(key))[0]) != 0:
             with contextlib.suppress(Conflict):  # something newer was said meanwhile: that goes too

@@ -19,8 +19,10 @@ from aggregator.jobstore import BundleShelf, JobRecord, JobStore
 from aggregator.memo import Memo, MemoStore
 from aggregator.spec import JobSpec
 from aggregator.versions import load_cached
+from broker_bridge.cells import FanCell
 from broker_bridge.ports import Conflict, Ports
 from edge_client.wire import topics
+from edge_client.wire.limits import FANOUT_BYTES_MAX
 from edge_client.wire.messages import JobEnd, Metrics
 
 READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
@@ -100,6 +102,7 @@ class Engine:
         await self.store.end(job, reason, self._clock())
         log.info("job.ended", job=name, reason=reason, version=job.version)
         await self._announce(job)
+        await self._downlink.fan(name, None)
         for device in sorted(job.participants):
             await self._say_end(device, name)
         self._dirty = True
@@ -161,6 +164,7 @@ class Engine:
             log.error("strategy.failed", job=job.spec.name, version=job.version, error=str(error))  # noqa: TRY400
             return
         await self.store.commit(job, sealed)
+        await self._hand_out(job, draining=draining)
         await self._downlink.say(topics.version(job.spec.cohort, job.spec.name), job.notice())
         log.info(
             "version.committed",
@@ -171,6 +175,18 @@ class Engine:
             bytes_delta=len(sealed.delta),
             lag_norm=round(sealed.manifest.lag_norm, 6),
         )
+
+    async def _hand_out(self, job: Job, *, draining: bool) -> None:
+        """Have the newest delta published to the devices that follow, if any do."""
+        delta, name = job.manifest.delta, job.spec.name
+        if (
+            draining
+            or delta is None
+            or delta.size > FANOUT_BYTES_MAX
+            or not job.audience.listens(self._clock())
+        ):
+            return
+        await self._downlink.fan(name, FanCell(job.spec.cohort, job.version, delta.digest))
 
     async def _announce(self, job: Job) -> None:
         name, cohort = job.spec.name, job.spec.cohort

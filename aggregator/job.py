@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aggregator import ending
+from aggregator.audience import Audience
 from aggregator.hidden import State
 from aggregator.history import History
 from aggregator.holdout import Holdout
@@ -73,6 +74,7 @@ class Job:
         self.history = History()
         self.leases = self._places({}, {})
         self.paths = Paths(bundle.sizes)
+        self.audience = Audience(spec.fanout)
         self.participants: set[str] = set()
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self.broken: str | None = None  # why no further version can be made
@@ -202,7 +204,11 @@ class Job:
         grants = self.leases.grant(
             places=places, version=self.version, now=now, lease_s=spec.lease_s, barred=barred
         )
-        return [(grant.device, self._assignment(grant.device, grant.ask)) for grant in grants]
+        assigned = []
+        for grant in grants:
+            follow = self.audience.grant(grant.device, self.version, now, self.spec.lease_s, self.paths)
+            assigned.append((grant.device, self._assignment(grant.device, grant.ask, follow=follow)))
+        return assigned
 
     def over(self, now: float) -> str | None:
         """Why the job is over, or None."""
@@ -301,7 +307,7 @@ class Job:
     def _places(self, waiting: Mapping[str, Waiting], held: Mapping[str, Lease]) -> Leases:
         return Leases(waiting, held, policy=self.spec.selection.policy, seed=self.spec.seed + self.version)
 
-    def _assignment(self, device: str, ask: Ask) -> Assignment:
+    def _assignment(self, device: str, ask: Ask, *, follow: bool) -> Assignment:
         training = self.spec.training
         seed = zlib.crc32(f"{self.spec.seed}:{device}:{ask.ask}".encode())
         return Assignment(
@@ -323,4 +329,5 @@ class Job:
             ),
             lease_s=self.spec.lease_s,
             not_before_s=round(self.spec.selection.pace_s * seed / 2**32, 3),
+            follow=follow,
         )

@@ -20,6 +20,9 @@ class Paths:
         self._sizes = sizes
         self._deltas: dict[int, tuple[BlobRef, bytes]] = {}  # by the version each leads to
         self._ways: dict[int, Way] = {}  # to the newest version, by the version held
+        self._made: dict[
+            int, bytes
+        ] = {}  # merged deltas that are those ways and were not named yet, likewise
         self._fresh: list[bytes] = []
         self.merged: dict[int, list[str]] = {}  # digests, by the version they lead to
 
@@ -27,14 +30,35 @@ class Paths:
         """`version` is the newest now, and this delta leads to it."""
         self._deltas[version] = (reference(delta), delta)
         self._ways.clear()
+        self._made.clear()
 
     def find(self, holds: int | None, head: VersionManifest) -> Way:
         """The blobs of fewest bytes that lead from version `holds` to `head`, the newest; () when it is held."""
         if holds is None or holds > head.version:
             return (head.keyframe,)
-        if holds not in self._ways:
-            self._ways[holds] = self._least(holds, head)
-        return self._ways[holds]
+        way = self._way(holds, head.version)
+        if way is None or _bytes(way) > head.keyframe.size:
+            return (head.keyframe,)
+        merged = self._made.pop(holds, None)
+        if merged is not None:
+            self._fresh.append(merged)
+            known = self.merged.setdefault(head.version, [])
+            if way[0].digest not in known:  # it is after a restart, which makes it again
+                known.append(way[0].digest)
+        return way
+
+    def prices(self, holds: int, version: int) -> tuple[list[int], int] | None:
+        """Bytes of each delta from version `holds` to `version`, the newest, and of the least way by deltas.
+
+        None when there is no way by deltas, or none is needed.
+        """
+        if holds >= version:
+            return None
+        way = self._way(holds, version)
+        if way is None:
+            return None
+        deltas = [self._deltas[v][0].size for v in range(holds + 1, version + 1)]
+        return deltas, _bytes(way)
 
     def take_fresh(self) -> list[bytes]:
         """Merged deltas that were named by `find` and have yet to be stored."""
@@ -47,24 +71,19 @@ class Paths:
         gone = [version for version in self.merged if version < oldest]
         return [digest for version in gone for digest in self.merged.pop(version)]
 
-    def _least(self, holds: int, head: VersionManifest) -> Way:
-        whole = (head.keyframe,)
-        steps = range(holds + 1, head.version + 1)
-        if any(version not in self._deltas for version in steps):
-            return whole
-        single = tuple(self._deltas[version][0] for version in steps)
-        least = min(single, whole, key=_bytes)
-        if len(single) < 2:
-            return least
-        merged = grid.merge(grid.decode(self._deltas[version][1], self._sizes) for version in steps)
-        ref = reference(merged)
-        if ref.size >= _bytes(least):
-            return least
-        self._fresh.append(merged)
-        known = self.merged.setdefault(head.version, [])
-        if ref.digest not in known:  # it is after a restart, which makes it again
-            known.append(ref.digest)
-        return (ref,)
+    def _way(self, holds: int, version: int) -> Way | None:
+        """The deltas of fewest bytes between two versions; None when one is not there."""
+        if holds not in self._ways:
+            steps = range(holds + 1, version + 1)
+            if any(step not in self._deltas for step in steps):
+                return None
+            way = tuple(self._deltas[step][0] for step in steps)
+            if len(way) > 1:
+                merged = grid.merge(grid.decode(self._deltas[step][1], self._sizes) for step in steps)
+                if len(merged) < _bytes(way):
+                    way, self._made[holds] = (reference(merged),), merged
+            self._ways[holds] = way
+        return self._ways[holds]
 
 
 def _bytes(way: Way) -> int:

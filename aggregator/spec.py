@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from aggregator import presets, staleness
+from aggregator.audience import Mode
 from aggregator.cache import CACHE_DEVICES_MAX
 from aggregator.errors import RefusedError
 from aggregator.fold import UNIT_BITS
@@ -98,7 +99,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `server_lr`. With `mixing` Δ is taken from the newest model rather than from the update's base. With a `barrier`
     devices train in rounds: `over_selection` times the buffer's size of them begin, and whoever is not among the
     first is refused as stale. Devices train from x̂, which follows x by deltas that carry the `downlink_density`
-    share of all weights (hidden.py). `testset` is the digest of a data set on which the server evaluates versions.
+    share of all weights (hidden.py), pulled, or handed out by the broker (`fanout`). `testset` is the digest of a data
+    set on which the server evaluates versions.
     """
 
     name: str
@@ -128,6 +130,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     testset: str | None = None
     norm_max: float = 100.0
     downlink_density: float = 1.0
+    fanout: Mode = "auto"
     lease_s: float = 120.0
     retry_s: float = 15.0
     seed: int = 0

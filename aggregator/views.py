@@ -58,6 +58,7 @@ def job(engine: Engine, name: str) -> View:
         **_newest_report(found.history.records),
         "lag_norm": found.manifest.lag_norm,
         "downlink_mode": "lossless" if found.spec.downlink_density == 1 else "lossy",
+        "fans_out": found.audience.pays,
         "bytes_per_version": _mean([r.bytes_delta for r in found.history.records[1:]]),
         "spec": msgspec.to_builtins(record.spec),
     }

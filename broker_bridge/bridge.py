@@ -14,6 +14,7 @@ from broker_bridge.catalog import Catalog
 from broker_bridge.cells import LinkCell
 from broker_bridge.counters import Counters
 from broker_bridge.downlink import Downlink
+from broker_bridge.fanout import Fanout
 from broker_bridge.mqtt import Link, Presence
 from broker_bridge.ports import Conflict, PortError, Ports
 from broker_bridge.pulls import Pulls
@@ -48,8 +49,10 @@ class Bridge:
         pulls = Pulls(self._link, self._ports.blobs, self._counters)
         uplink = Uplink(self._link, self._ports, catalog, self._counters, pulls)
         downlink = Downlink(self._link, self._ports.heads, self._counters, self._cell.published)
+        fanout = Fanout(self._link, self._ports, self._counters)
         parts = (
-            catalog.follow(), uplink.run(), downlink.run(), self._link.run(), self._save_often(uplink, downlink),
+            catalog.follow(), uplink.run(), downlink.run(), fanout.run(), self._link.run(),
+            self._save_often(uplink, downlink),
         )  # fmt: skip
         tasks = [asyncio.ensure_future(part) for part in (*parts, _wait(stop))]
         try:

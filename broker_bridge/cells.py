@@ -5,6 +5,7 @@
 | `job/<job>` | aggregator | JobCell: what admission must know |
 | `version/<job>` | aggregator | VersionCell: the newest version and the hashes of recent ones |
 | `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
+| `fan/<job>` | aggregator | FanCell: the newest delta to be fanned out |
 | `bridge/<name>` | bridge | BridgeCell: counters |
 | `link/<name>` | bridge | LinkCell: what the bridge itself must remember |
 """
@@ -18,6 +19,7 @@ from edge_client.wire import topics
 JOB_PREFIX = "job/"
 VERSION_PREFIX = "version/"
 DOWN_PREFIX = "down/"
+FAN_PREFIX = "fan/"
 BRIDGE_PREFIX = "bridge/"
 LINK_PREFIX = "link/"
 
@@ -41,6 +43,14 @@ class VersionCell(msgspec.Struct, frozen=True):
     version: int
     manifest: str
     hashes: dict[int, str]
+
+
+class FanCell(msgspec.Struct, frozen=True):
+    """The delta to a job's new version, a blob, for the bridge to publish once to a cohort."""
+
+    cohort: str
+    version: int
+    digest: str
 
 
 class BridgeCell(msgspec.Struct, frozen=True):
@@ -73,6 +83,11 @@ def job_key(job: str) -> str:
 def version_key(job: str) -> str:
     """Key of a job's version cell."""
     return f"{VERSION_PREFIX}{job}"
+
+
+def fan_key(job: str) -> str:
+    """Key of a job's newest delta."""
+    return f"{FAN_PREFIX}{job}"
 
 
 def down_key(topic: str) -> str:

@@ -21,8 +21,8 @@ from types import FrameType
 import msgspec
 import structlog
 
+from edge_client import chain, inbox
 from edge_client import events as ev
-from edge_client import inbox
 from edge_client.config import DeviceConfig
 from edge_client.pull import Puller, Step
 from edge_client.session import Session
@@ -73,6 +73,7 @@ class Daemon:
             rng=rng,
         )
         self._uplink = Uplink(store, self._transport)
+        self._gather = chain.Gather()
         jobs = store.jobs()
         self._session = Session(
             device=device,
@@ -181,12 +182,25 @@ class Daemon:
                 data = inbox.chunk(parsed, payload)
                 self._follow(self._puller.chunk(parsed.digest, parsed.index, data, time.monotonic()))
                 return
-            event = inbox.read(topic, payload)
+            event: ev.Event | None
+            if isinstance(parsed, topics.DeltaTopic):
+                event = self._delta(parsed, payload)
+            else:
+                event = inbox.read(topic, payload)
         except RemoteWireError as error:
             _log.warning("message_refused", topic=topic, code=error.code, reason=str(error))
             return
         if event is not None:
             self._events.append(event)
+
+    def _delta(self, topic: topics.DeltaTopic, payload: bytes) -> ev.DeltaSeen | None:
+        """A delta handed out when its last chunk is here; one that cannot be used is known as such."""
+        try:
+            data = self._gather.add(topic.job, topic.version, topic.index, payload)
+            return None if data is None else ev.DeltaSeen(topic.job, chain.read(data, topic.version), data)
+        except RemoteWireError as error:
+            _log.warning("message_refused", topic=str(topic), code=error.code, reason=str(error))
+            return ev.DeltaSeen(topic.job, None)
 
     def _heard(self, word: Said | Gone, now: float) -> None:
         event = self._work.take(word, now)
@@ -206,7 +220,7 @@ class Daemon:
 
     # -- actions -------------------------------------------------------------------------------------
 
-    def _perform(self, action: ev.Action) -> None:  # noqa: C901 - one line per action, a table
+    def _perform(self, action: ev.Action) -> None:  # noqa: C901, PLR0912 - one line per action, a table
         match action:
             case ev.Publish(topic, message):
                 self._publish(topic, message)
@@ -227,8 +241,13 @@ class Daemon:
                 self._follow(self._puller.want(blob, time.monotonic()))
             case ev.KeepBlobs(digests):
                 self._puller.keep(digests)
+            case ev.KeepDelta(delta, data):
+                self._puller.put(delta.digest, data)
+                _log.info("delta_kept", version=delta.version, bytes=delta.size)
+            case ev.Follow(job, yes):
+                self._follow_deltas(job, yes=yes)
             case ev.Train():
-                _log.info("training", job=action.offer.job, version=action.assignment.version)
+                _log.info("training", job=action.offer.job, version=action.version)
                 self._work.train(action)
             case ev.StopTrainer():
                 self._work.stop_training()
@@ -261,6 +280,14 @@ class Daemon:
             uplink_bytes_s=rate,
         )
         return stored
+
+    def _follow_deltas(self, job: str, *, yes: bool) -> None:
+        """Subscribe with QoS 0: the broker then keeps nothing for a device that is away, which pulls instead."""
+        wanted = topics.delta_filter(self._config.device.cohort, job)
+        if yes:
+            self._transport.subscribe(wanted, qos=0)
+        else:
+            self._transport.unsubscribe(wanted)
 
     def _follow(self, steps: list[Step]) -> None:
         for step in steps:

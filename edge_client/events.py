@@ -6,6 +6,7 @@ Plain values only. The session decides (session.py, outgoing.py); the daemon per
 from dataclasses import dataclass
 from typing import Literal
 
+from edge_client.chain import Delta
 from edge_client.trainer_protocol import Failed, Progress, Trained
 from edge_client.wire.messages import Assignment, BlobRef, DatasetInfo, JobEnd, Message, Offer, Receipt
 from edge_client.wire.topics import Uid
@@ -99,6 +100,15 @@ class BridgeState:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaSeen:
+    """The broker handed out the delta of a job's new version; None: one that cannot be used."""
+
+    job: str
+    delta: Delta | None
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Pulled:
     """A blob is on disk, verified."""
 
@@ -164,6 +174,7 @@ Event = (
     | JobEnded
     | ReceiptSeen
     | BridgeState
+    | DeltaSeen
     | Pulled
     | PullFailed
     | Answered
@@ -238,11 +249,34 @@ class KeepBlobs:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepDelta:
+    """Keep a delta's bytes among the blobs."""
+
+    delta: Delta
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Listen to a job's deltas from now on, or no more; on a connection that is gone it means nothing."""
+
+    job: str
+    yes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Train:
-    """Start training; answered with Answered, TrainerDied."""
+    """Start training; answered with Answered, TrainerDied.
+
+    `frames` are the blobs that lead from the workspace's model to `version` of this hash (hex): that of the
+    assignment, or a later one that came meanwhile.
+    """
 
     offer: Offer
     assignment: Assignment
+    frames: tuple[str, ...]
+    version: int
+    version_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +302,8 @@ Action = (
     | RemoveWorkspace
     | Pull
     | KeepBlobs
+    | KeepDelta
+    | Follow
     | Train
     | StopTrainer
     | StoreUpdate

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_client import events as ev
+from edge_client.chain import Chain
 from edge_client.outgoing import JITTER, Outgoing
 from edge_client.wire import topics
 from edge_client.wire.messages import Assignment, BlobRef, DatasetInfo, Offer, TaskStatus
@@ -43,6 +44,16 @@ class Job:
     offer: Offer
     ask: int
     held: int | None = None
+    chain: Chain = field(init=False)  # what this device can build, from where it is
+    asked: int | None = (
+        None  # version that the outstanding ask says it holds: an assignment's blobs start there
+    )
+    route: tuple[str, ...] = ()  # blobs that lead from the workspace to the base of `chain`
+    base_hash: str = ""  # of that base, hex; "" while it is the workspace itself
+    relies: bool = False  # the way to what it trains from includes deltas that were handed out
+    trains_from: int = 0
+    follows: bool = False  # the broker hands out this job's deltas to us
+    follow_end: float = 0.0
     saved: bool = False  # the store has a row for it
     phase: Phase = Phase.OFFERED
     due: float | None = None
@@ -55,10 +66,18 @@ class Job:
     said: Said | None = None
     successor: Offer | None = None  # another offer under this name, taken up when this job is gone
 
+    def __post_init__(self) -> None:
+        self.chain = Chain(self.held)
+
     @property
     def name(self) -> str:
         """The job's id."""
         return self.offer.job
+
+    def hold(self, version: int | None) -> None:
+        """The workspace has this version; deltas that go on from it stay."""
+        self.held, self.route, self.base_hash, self.relies = version, (), "", False
+        self.chain.rebase(version)
 
 
 class Device:
@@ -120,6 +139,8 @@ class Device:
         for job in self.jobs.values():
             if job.phase is not Phase.DECLINED:  # a bundle that went bad on the card is pulled anew
                 digests.add(job.offer.bundle.digest)
+            digests.update(job.route)
+            digests.update(delta.digest for delta in job.chain.deltas)
             if job.assignment is not None:
                 digests.update(blob.digest for blob in blobs(job.assignment))
         self.actions.append(ev.KeepBlobs(frozenset(digests)))

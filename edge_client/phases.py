@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_client import events as ev
+from edge_client import following
 from edge_client.job import Device, Job, Phase, blobs
 from edge_client.matching import mismatch
 from edge_client.trainer_protocol import Failed, Progress, Trained
@@ -91,6 +92,7 @@ def renew(device: Device, job: Job, event: Any, _now: float) -> None:
 
 def decline(device: Device, job: Job, why: str) -> None:
     """Not this offer; a changed one is considered again."""
+    following.stop(device, job)
     job.phase, job.due, job.assignment = Phase.DECLINED, None, None
     device.status(job, "declined", why)
 
@@ -99,7 +101,7 @@ def ask(device: Device, job: Job, now: float) -> None:
     """Ask under the job's number; a job without one gets the next."""
     if job.ask == 0 or not job.saved:
         renumber(device, job)
-    job.phase = Phase.ASKING
+    job.phase, job.asked = Phase.ASKING, job.chain.top
     device.status(job, "asking")
     repeat(device, job, None, now)
 
@@ -120,7 +122,7 @@ def repeat(device: Device, job: Job, event: Any, now: float) -> None:
     if device.connected and isinstance(info, DatasetInfo):
         if isinstance(event, ev.Connected):
             restate(device, job, event, now)
-        message = Ask(job.name, job.ask, info.n_samples, job.held, CODECS)
+        message = Ask(job.name, job.ask, info.n_samples, job.asked, CODECS)
         device.actions.append(ev.Publish(topics.ask(device.name), message))
 
 
@@ -139,7 +141,8 @@ def assigned(device: Device, job: Job, event: Any, now: float) -> None:
     if assignment.ask != job.ask:
         return
     job.assignment, job.phase, job.started = assignment, Phase.PULLING, False
-    job.missing = {blob.digest for blob in blobs(assignment)}
+    following.heed(device, job, assignment, now)
+    job.missing = {assignment.bundle.digest, *following.route(job, assignment)}
     job.due = now + assignment.not_before_s
     job.lease_end = job.due + assignment.lease_s * (1 + LEASE_SLACK)
     advance(device, job, None, now)
@@ -182,7 +185,7 @@ def start_next(device: Device, now: float) -> None:
     device.training = ready
     ready.phase, ready.due, ready.progress_at = Phase.TRAINING, None, now
     device.status(ready, "training", progress=0.0)
-    device.actions.append(ev.Train(ready.offer, ready.assignment))
+    device.actions.append(following.training(ready, ready.assignment))
 
 
 def answered(device: Device, job: Job, event: Any, now: float) -> None:
@@ -195,7 +198,7 @@ def answered(device: Device, job: Job, event: Any, now: float) -> None:
                 job.progress_at = now
                 device.status(job, "training", progress=round(step / max(steps, 1), 3))
         case Trained() as trained:
-            device.actions.append(ev.StoreUpdate(job.name, job.assignment.version, trained))
+            device.actions.append(ev.StoreUpdate(job.name, job.trains_from, trained))
         case Failed(code, message):
             refuse(device, job, code, message, now)
 
@@ -207,7 +210,7 @@ def refuse(device: Device, job: Job, code: str, message: str, now: float) -> Non
         decline(device, job, f"{code}: {message}")
         retire(device, job)
     elif code == "resync":
-        job.held = None
+        following.mismatched(device, job)
         fail(device, job, f"{code}: {message}", now, at_once=job.failures == 0)
     else:
         fail(device, job, f"{code}: {message}", now)
@@ -235,9 +238,10 @@ def fail(device: Device, job: Job, why: str, now: float, *, at_once: bool = Fals
 
 
 def leave_pull(job: Job) -> None:
-    """The assignment is void."""
+    """The assignment is void, and so is the way to its version, unless it was built."""
     job.assignment, job.started = None, False
     job.missing.clear()
+    job.hold(job.held)
 
 
 def retire(device: Device, job: Job) -> None:
@@ -267,7 +271,8 @@ def judged(device: Device, job: Job, event: Any, now: float) -> None:
         return
     code = event.receipt.code
     if code == "resync":
-        job.held = None
+        following.stop(device, job)
+        job.hold(None)
     job.phase, job.due = Phase.OFFERED, None
     if event.receipt.verdict == "accepted" or code == "stale":
         job.failures = 0
@@ -289,6 +294,7 @@ def end(device: Device, job: Job, event: Any, now: float) -> None:
         device.actions.append(ev.StopTrainer())
     device.actions.append(ev.DropUnpublished(job.name))
     device.outgoing.remove_job(job.name, published=False)
+    following.stop(device, job)
     retire(device, job)
     job.phase, job.due = Phase.ENDING, None
     job.said = ("ended", event.end.reason if isinstance(event, ev.JobEnded) else "offer withdrawn", None)
@@ -352,6 +358,7 @@ def _rules() -> dict[tuple[Phase, type], Rule]:
         (p.ENDING, ev.OfferWithdrawn, forgo, ()),
     ]
     going_on = (p.PULLING, p.READY, p.TRAINING, p.UPLOADING)
+    rows += [(phase, ev.DeltaSeen, following.heard, ()) for phase in (p.OFFERED, p.ASKING, *going_on)]
     rows += [(phase, ev.OfferSeen, renew, ()) for phase in going_on]
     spoken = (p.OFFERED, p.DECLINED, *going_on)
     rows += [(phase, ev.Connected, restate, ()) for phase in spoken]

@@ -108,6 +108,14 @@ class Puller:
             self._waiting.append(blob)
         return self.tick(now)
 
+    def put(self, digest: str, data: bytes) -> None:
+        """Keep a blob that came by itself; `data` has this digest."""
+        part = self._part(digest)
+        with part.open("wb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        self._name(digest)
+
     def connected(self, chunk_bytes: int, now: float) -> list[Step]:
         """The broker is there and takes chunks of this size; what was asked for is asked for again."""
         self._chunk_bytes = chunk_bytes
@@ -202,10 +210,14 @@ class Puller:
         self._damaged = 0
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        part.replace(self.path(blob.digest))
+        self._name(blob.digest)
+        return [Pulled(blob.digest)]
+
+    def _name(self, digest: str) -> None:
+        """Give a whole part its name, for good."""
+        self._part(digest).replace(self.path(digest))
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-        return [Pulled(blob.digest)]

@@ -15,8 +15,10 @@ from edge_client.events import (
     BridgeState,
     Connected,
     DataKnown,
+    DeltaSeen,
     Disconnected,
     Event,
+    Follow,
     JobEnded,
     JobRow,
     OfferSeen,
@@ -105,6 +107,8 @@ class Session:
             case Connected():
                 device.connected = True
                 device.outgoing.connected(yes=True)
+                following = [job.name for job in device.jobs.values() if job.follows]
+                device.actions.extend(Follow(name, yes=True) for name in following)
             case Disconnected():
                 device.connected = False
                 device.outgoing.connected(yes=False)
@@ -112,6 +116,8 @@ class Session:
                 device.datasets[event.name] = event.info or event.reason
             case BridgeState():
                 device.outgoing.bridge(event)
+            case DeltaSeen(name) if name not in device.jobs:
+                device.actions.append(Follow(name, yes=False))
             case OfferSeen():
                 phases.meet(device, event, now)
             case JobEnded(end) if end.job not in device.jobs:
@@ -126,7 +132,7 @@ class Session:
                 names = [offer.job]
             case OfferWithdrawn(name) | Answered(job=name) | TrainerDied(job=name):
                 names = [name]
-            case Stored(job=name) | StoreFailed(job=name):
+            case Stored(job=name) | StoreFailed(job=name) | DeltaSeen(job=name):
                 names = [name]
             case Assigned(assignment):
                 names = [assignment.job]

@@ -172,13 +172,18 @@ class Transport:
         self._due = now + wait * (0.5 + self._rng.random())
         return True
 
-    def subscribe(self, *filters: str) -> None:
-        """Subscribe with QoS 1; a refusal arrives as Refused.
+    def subscribe(self, *filters: str, qos: int = 1) -> None:
+        """Subscribe; a refusal arrives as Refused.
 
         rumqttd sends retained messages to new sessions only: a resumed one must not rely on seeing them again.
         """
         if self._client is not None:
-            self._client.subscribe([(topic, 1) for topic in filters])
+            self._client.subscribe([(topic, qos) for topic in filters])
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Give a subscription up."""
+        if self._client is not None:
+            self._client.unsubscribe(topic_filter)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int | None:
         """Hand a message to paho; its id, or None when not connected or larger than the broker takes (I9)."""

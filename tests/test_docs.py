@@ -100,6 +100,7 @@ def test_every_topic_is_documented():
         topics.evaluation(uid),
         topics.update(uid, "<n>"),
         topics.blob("<dev>", "<digest>", "<n>"),
+        topics.delta("<cohort>", "<job>", "<version>", "<n>"),
         topics.service_state("<service>"),
     ]
     makers = [

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from aggregator.audience import Mode
 from aggregator.client import Api, ApiError
 from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
 from aggregator.spec import EndSpec, TrainingSpec
@@ -43,6 +44,11 @@ def job() -> None:
 @click.option("--density", type=float, help="Share of parameters an update carries.")
 @click.option("--codec", type=click.Choice(CODECS), help="How updates travel; ternary unless named.")
 @click.option("--downlink-density", type=float, help="Share of parameters a version's delta carries.")
+@click.option(
+    "--fanout",
+    type=click.Choice(get_args(Mode)),
+    help="Whether the broker hands out deltas.  [default: auto]",
+)
 @click.option("--versions", "versions_max", type=int, help="End after so many versions.")
 @click.option("--deadline", "deadline_s", type=float, help="End after so many seconds.")
 @click.option("--target-accuracy", type=float, help="End at this accuracy on the devices' hold-outs.")
@@ -232,7 +238,8 @@ def _downlink(found: dict[str, Any]) -> str:
     share = f"deltas of {100 * found['spec']['downlink_density']:.3g} % of the weights"
     mean = found["bytes_per_version"]
     per_version = "" if mean is None else f", {mean:,.0f} B a version"
-    return f"{found['downlink_mode']}, {share}, lag {found['lag_norm']:.3g}{per_version}"
+    way = "handed out by the broker" if found["fans_out"] else "pulled"
+    return f"{found['downlink_mode']}, {share}, lag {found['lag_norm']:.3g}{per_version}, {way}"
 
 
 def _figure(found: dict[str, Any]) -> str:

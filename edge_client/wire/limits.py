@@ -12,5 +12,8 @@ SAMPLES_MAX = (
 )
 PACKET_OVERHEAD_BYTES = 1024  # topic, properties and fixed header of one PUBLISH, rounded up
 BLOB_WINDOW_MAX = 16  # chunks one device may ask for at once: 0.22 s for 8 MiB on loopback, 1.6 s with one
+FANOUT_BYTES_MAX = (
+    4 * 1024 * 1024
+)  # of one delta the broker fans out: a device holds it in memory while it comes
 HALF_MAX = 65504.0  # the largest finite float16: a residual or statistic saturates there
 FRACTION_BITS = 24  # of the fold's fixed point: every float16 is a whole multiple of 2**-24

@@ -144,6 +144,9 @@ class Assignment(Message, frozen=True):
     plan: TrainingPlan
     lease_s: float
     not_before_s: float = 0.0
+    follow: bool = (
+        False  # the broker hands out new versions' deltas, and it pays to listen while the lease lasts
+    )
 
 
 class VersionNotice(Message, frozen=True):

@@ -150,6 +150,16 @@ def version(cohort: str, job: str) -> str:
     return f"{ROOT}/b/{cohort}/version/{job}"
 
 
+def delta(cohort: str, job: str, version: int, index: int) -> str:
+    """Chunk `index` of the delta that leads to a job's new version, for devices that follow it."""
+    return f"{ROOT}/b/{cohort}/delta/{job}/{version}/{index}"
+
+
+def delta_filter(cohort: str, job: str) -> str:
+    """All deltas of a job."""
+    return f"{ROOT}/b/{cohort}/delta/{job}/#"
+
+
 def service_state(service: str) -> str:
     """Retained birth and last will of a service."""
     return f"{ROOT}/s/{service}/state"
@@ -248,13 +258,23 @@ class OfferTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaTopic:
+    """`b/<cohort>/delta/<job>/<version>/<index>`."""
+
+    cohort: str
+    job: str
+    version: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceTopic:
     """`s/<service>/state`."""
 
     service: str
 
 
-DownTopic = AssignTopic | EndTopic | ReceiptTopic | BlobTopic | OfferTopic | ServiceTopic
+DownTopic = AssignTopic | EndTopic | ReceiptTopic | BlobTopic | OfferTopic | DeltaTopic | ServiceTopic
 
 
 def parse_up(topic: str) -> UpTopic:
@@ -292,6 +312,11 @@ def parse_down(topic: str) -> DownTopic:
             return BlobTopic(digest, _number(index, "chunk index"))
         case ["b", cohort, "offer", job]:
             return OfferTopic(_name(cohort, "cohort"), _name(job, "job"))
+        case ["b", cohort, "delta", job, version, index]:
+            number = _number(version, "version")
+            return DeltaTopic(
+                _name(cohort, "cohort"), _name(job, "job"), number, _number(index, "chunk index")
+            )
         case ["s", service, "state"]:
             return ServiceTopic(_name(service, "service"))
     raise RemoteWireError("bad_topic", f"no device reads {topic!r}")

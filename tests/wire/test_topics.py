@@ -36,6 +36,7 @@ def test_what_a_server_publishes_parses_on_a_device(device, job, digest, index):
     assert topics.parse_down(topics.assign(device, job)) == topics.AssignTopic(job)
     assert topics.parse_down(topics.end(device, job)) == topics.EndTopic(job)
     assert topics.parse_down(topics.receipt(device)) == topics.ReceiptTopic()
+    assert topics.parse_down(topics.delta(device, job, index, 7)) == topics.DeltaTopic(device, job, index, 7)
     assert topics.parse_down(topics.blob(device, digest.hex(), index)) == topics.BlobTopic(
         digest.hex(), index
     )
