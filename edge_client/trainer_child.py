@@ -14,7 +14,10 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from edge_client import samples
+from edge_client import (
+    lean,  # noqa: F401 - before what imports hashlib
+    samples,
+)
 from edge_client.bundle import BundleError
 from edge_client.participation import Participation, TaskError, pack, train
 from edge_client.samples import DataError, Samples

@@ -25,8 +25,9 @@ Step = Callable[[np.ndarray, np.ndarray], float]
 
 
 def fedfleet(name: str, folder: Path) -> Step:
-    """The trainer child's own session."""
-    from edge_client.training import TrainingSession  # noqa: PLC0415 - the other frameworks' processes have none
+    """The trainer child's own session, in a process that begins as the child does."""
+    from edge_client import lean  # noqa: F401, PLC0415 - the other frameworks' processes have none of it
+    from edge_client.training import TrainingSession  # noqa: PLC0415
 
     session = TrainingSession(folder / f"{name}.bundle", flush_denormals=True)
     return lambda x, y: session.step(x, y, RATE)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from onnx import NodeProto, TensorProto, defs, helper
 
 from firmware_tools.autodiff.graph import Graph, Shape, needed, shapes_of
+from firmware_tools.autodiff.recompute import Recomputed
 from firmware_tools.autodiff.registry import (
     EVERY_OUTPUT,
     EXPANSIONS,
@@ -31,9 +32,10 @@ def differentiate(
     `seed` is the gradient of the loss with respect to `output`, of its shape. A tensor that `output` does not
     depend on is absent from the result. Raises NotDifferentiable.
     """
-    shapes = expand(graph, shapes, output, wanted)
+    shapes = dict(expand(graph, shapes, output, wanted))
     active = reached(graph, wanted)
     parts: dict[str, list[str]] = {output: [seed]}
+    recomputed = Recomputed(graph, shapes)
     for node in reversed(list(graph.nodes)):
         have = [_total(graph, parts.get(name, [])) for name in node.output]
         wants = [
@@ -44,7 +46,7 @@ def differentiate(
         rule = RULES.get(node.op_type)
         if rule is None or node.domain:
             raise NotDifferentiable(node.name or node.output[0], node.op_type, supported())
-        call = Call(graph, node, have, wants, shapes)
+        call = Call(graph, recomputed.read_by(node), have, wants, shapes)
         if node.op_type not in EVERY_OUTPUT and (not have[0] or any(have[1:])):
             raise call.refused("only its first output may be used")
         for name, wanting, part in zip(node.input, wants, rule(call), strict=False):

@@ -9,7 +9,7 @@ from onnx import helper
 from edge_client.training import TrainingSession
 from firmware_tools import compile_training
 from firmware_tools.autodiff import Graph, differentiate
-from firmware_tools.autodiff.graph import DYNAMIC, shapes_of
+from firmware_tools.autodiff.graph import DYNAMIC, needed, shapes_of
 from firmware_tools.errors import NotDifferentiable
 from firmware_tools.forward import Options, build
 from firmware_tools.prepare import prepare
@@ -86,6 +86,25 @@ def test_shared_initializers_become_statistics_of_their_own(models):
     statistics = compile_training(normalised(models, uses=2)).manifest.statistics
 
     assert len({t.name for t in statistics}) == len(statistics) == 4
+
+
+def test_what_batch_normalisation_gives_is_not_kept_for_the_backward_pass(models):
+    """Of a convolution, BatchNormalization and ReLU the gradients read the convolution's output alone."""
+    network = prepare(normalised(models))
+    trained = ("bn.weight", "bn.bias", "conv.weight", "dense.weight")
+    parameters = {name: network.constants[name] for name in trained}
+    forward = build(network, parameters, Options("none", "train", None), "train")
+    graph = forward.graph
+    inputs = {n: v.shape for n, v in (parameters | forward.statistics).items()} | {"x": (DYNAMIC, 2, 12)}
+    shapes = shapes_of(graph, inputs, ["logits"])
+    made = {node.output[0]: node.op_type for node in graph.nodes if node.output[0] in shapes}
+    count = len(graph.nodes)
+    gradients = differentiate(graph, shapes, "logits", "seed", trained)
+    read = {name for node in needed(graph.nodes[count:], gradients.values()) for name in node.input}
+
+    kept = {made[name] for name in read & made.keys() if len(shapes[name]) == 3}
+    assert "Conv" in kept
+    assert kept.isdisjoint({"BatchNormalization", "Relu"})
 
 
 def test_batch_moments_agree_with_finite_differences(models):
