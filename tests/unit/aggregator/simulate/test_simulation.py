@@ -3,14 +3,22 @@
 import json
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 
-from aggregator.simulate import behaviour, results
+from aggregator.hidden import FINE_BITS
+from aggregator.simulate import behaviour, models, results, sources, workers
 from aggregator.simulate.errors import SimulationError
 from aggregator.simulate.server import Server
 from aggregator.simulate.simulation import Simulation, state_directory
-from edge_client.trainer_protocol import Trained
-from edge_client.wire import sparse
+from aggregator.simulate.work import Bench, Training
+from edge_client.bundle import PARAMS
+from edge_client.participation import Participation
+from edge_client.trainer_child import Child
+from edge_client.trainer_protocol import DataSource, Trained, TrainTask
+from edge_client.wire import grid, sparse
+from edge_client.wire.messages import TrainingPlan
+from edge_client.wire.topics import Uid
 
 FAULTS = {"loss": 0.15, "duplicate": 0.3, "reorder": 0.3, "crash": 0.2, "retry_s": 2.0, "crash_s": 5.0}
 
@@ -72,6 +80,7 @@ class Ledger:
 
     def __init__(self, monkeypatch):
         self.produced, self.folded, self.verdicts = {}, Counter(), defaultdict(set)
+        self.first = None  # version 0 of the model
         collect, update = behaviour.result, Server.update
 
         def collected(future):
@@ -81,6 +90,8 @@ class Ledger:
             return answer
 
         def judged(server, uid, frame, wire_bytes, now):
+            if self.first is None:
+                self.first = server.job.state.model
             before = server.job.learner.contributions.total()
             receipt = update(server, uid, frame, wire_bytes, now)
             self.folded[frame] += server.job.learner.contributions.total() - before
@@ -113,6 +124,57 @@ def test_every_update_counts_once_whatever_happens_to_messages(run, table, monke
     committed = Counter(name for record in server.job.history.records for name in record.devices)
     assert committed == server.job.learner.contributions
     assert server.job.buffered == 0
+
+
+def test_the_model_is_the_sum_of_what_counted(run, table, monkeypatch):
+    """I1: with every weight 1, the final model is version 0 plus each accepted update once, by the test's own sum."""
+    table["fleet"] |= {"faults": FAULTS, "jitter": 2.0}
+    table["job"] |= {"staleness_exponent": 0.0, "robust": {"clip_factor": None, "device_share_max": None}}
+    table["job"]["max_wait_s"] = 600_000.0
+    table["stop"] = {"uploads": 60}
+    ledger = Ledger(monkeypatch)
+    run(table)
+    job = ledger.server.job
+    steps = [tensor.step_exp for tensor in job.bundle.table]
+    final = [np.ldexp(x.astype(float), s - FINE_BITS) for x, s in zip(job.state.exact(), steps, strict=True)]
+    expected = [np.ldexp(x.astype(float), s) for x, s in zip(ledger.first, steps, strict=True)]
+    for frame, count in ledger.folded.items():
+        sent = sparse.decode(frame, job.bundle.sizes).weights.tensors
+        for tensor, values in zip(expected, sent, strict=True):
+            np.add(tensor, count * values.dense(len(tensor)) / job.spec.buffer_size, out=tensor)
+
+    assert ledger.folded.total() == 60
+    for ours, theirs in zip(final, expected, strict=True):
+        assert np.abs(ours).max() > 0.01
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_worker_trains_as_the_trainer_child_does(table, parsed, tmp_path):
+    """The same device, model, plan and name give the same frame and residuals, byte for byte."""
+    config = parsed(table)
+    data = sources.load(config.data)
+    bundle = models.build(config.model, data, 0, tmp_path / "b.bundle")
+    workers.share(data, tmp_path)
+    np.savez(tmp_path / "device.npz", x=data.x[:50], y=data.y[:50])
+    keyframe = bundle.member(PARAMS)
+    base = grid.decode(keyframe, bundle.manifest.sizes).values
+    (tmp_path / "key").write_bytes(keyframe)
+    plan = TrainingPlan(steps=6, batch_size=8, learning_rate=0.1, density=0.3, norm_max=10.0, seed=3)
+    residual = np.linspace(-1, 1, bundle.manifest.parameters).astype("<f2").tobytes()
+    uid, digest = Uid("pi", "job", "0" * 16, 5), grid.model_hash(base)
+    source = DataSource(str(tmp_path / "device.npz"), 0.2, 0)
+    child = Child(lambda _: None).perform(
+        TrainTask("job", str(tmp_path), str(bundle.path), (str(tmp_path / "key"),), 0, digest.hex(), source,
+                  bundle.manifest.data, plan, str(uid), residual)
+    )  # fmt: skip
+    rows = np.arange(50)
+    task = Participation(uid, 0, digest, base, plan, residual)
+    worker = Bench(tmp_path).train(Training(str(bundle.path), task, rows[:40], rows[40:], 1.5))
+
+    assert child.frame == worker.frame
+    assert (child.residual_accepted, child.residual_kept) == (worker.residual_accepted, worker.residual_kept)
+    assert child.evaluation.after == worker.evaluation.after
+    assert worker.evaluation.train_s == 1.5
 
 
 def test_a_device_keeps_what_its_verdict_says(run, table, monkeypatch):
