@@ -5,80 +5,37 @@ verdict a device, whose residual only that verdict settles (I4). Idle devices ha
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
+from aggregator.job import Job
 from aggregator.simulate import devices as fleet
-from aggregator.simulate.availability import Availability, back, served
-from aggregator.simulate.clock import Clock, Step
-from aggregator.simulate.config import Config
-from aggregator.simulate.devices import NOTHING, Devices, Phase, Pool
+from aggregator.simulate.availability import back, served
+from aggregator.simulate.clock import Step
+from aggregator.simulate.devices import NOTHING, Phase, Pool
 from aggregator.simulate.draws import Purpose, rng
-from aggregator.simulate.residuals import Residuals
-from aggregator.simulate.server import Server
-from aggregator.simulate.sources import Ints
+from aggregator.simulate.following import Followers, Model, Newest
+from aggregator.simulate.site import Counts, Row, Site
 from aggregator.simulate.traffic import Traffic, update_payloads
 from aggregator.simulate.work import Training
-from aggregator.simulate.workers import Workers, result
+from aggregator.simulate.workers import result
 from edge_client.link import Link, density
 from edge_client.outgoing import JITTER, RECEIPT_WAIT_MAX_S
 from edge_client.participation import Participation
 from edge_client.phases import BACKOFF_MAX_S, BACKOFF_S, FATAL_CODES, PROGRESS_EVERY_S
 from edge_client.trainer_protocol import Failed, Trained
 from edge_client.wire import topics
-from edge_client.wire.grid import Grid
+from edge_client.wire.limits import FANOUT_BYTES_MAX
 from edge_client.wire.messages import CODECS, KEEP_MASS_CODES, Ask, Assignment, Receipt, TaskStatus, encode
 from edge_client.wire.topics import Uid
 
 ATTEMPTS_MAX = 10  # doublings of the wait for a receipt
 _HALF = 0.5  # of the crashes come in training, the others while an update is sent
 
-Model = tuple[Grid, ...]
 State = Literal["asking", "pulling", "training", "uploading", "failed", "declined"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Something on its way to the bridge until it has a verdict; an update with its two residuals."""
-
-    device: int
-    uid: Uid
-    body: bytes
-    residuals: tuple[bytes, bytes] | None
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened so far, beside what the server counts."""
-
-    participations: int = 0
-    produced: int = 0  # updates
-    failed: dict[str, int] = field(default_factory=dict)  # trainings, by code
-    crashes: int = 0
-    lost: int = 0  # messages
-    doubled: int = 0
-    late: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What devices act on."""
-
-    config: Config
-    seed: int
-    bundle: str
-    clock: Clock
-    server: Server
-    workers: Workers
-    devices: Devices
-    times: Availability
-    residuals: Residuals
-    parts: Callable[[int], tuple[Ints, Ints]]
 
 
 class Behaviour:
@@ -95,6 +52,7 @@ class Behaviour:
         self._outbox: dict[Uid, Row] = {}
         self._down: set[int] = set()  # crashed, not back yet
         self._repeat_s = site.server.job.spec.retry_s * (1 + JITTER / 2)  # of an unanswered ask, on average
+        self._followers = Followers()
         self.traffic = Traffic()
         self.counts = Counts()
 
@@ -117,10 +75,35 @@ class Behaviour:
     def lead(self) -> None:
         """Let the server do what is due, and deliver its assignments with the model they name."""
         now, server = self._clock.now, self._site.server
-        for device, assignment in server.step(now):
+        version, granted = server.job.version, server.step(now)
+        if server.job.version > version and server.over is None:
+            self._hand_out(server.job)
+        for device, assignment in granted:
             index = fleet.index(device)
             self.traffic.tell(topics.assign(device, self._job), len(encode(assignment)))
             self._deliver(index, self._assigned, assignment, server.job.state.model)
+
+    def _hand_out(self, job: Job) -> None:
+        """The broker hands the newest delta to the devices that follow, as the engine and fanout.py have it do."""
+        now, delta = self._clock.now, job.manifest.delta
+        if delta is None or delta.size > FANOUT_BYTES_MAX or not job.audience.listens(now):
+            return
+        topic = topics.delta(job.spec.cohort, self._job, job.version, 0)
+        newest = Newest(job.version, job.manifest.model_hash, job.state.model, 0.0, follows=False)
+        for device in self._followers.listening():
+            if not self._site.times.span(device, now)[0]:
+                continue  # the broker keeps nothing for a device that is away: a gap
+            self.traffic.hand(topic, delta.size)
+            seconds = delta.size / self._devices.link(device)[1]
+            self._deliver(device, self._heard, newest, at=now + seconds)
+
+    def _heard(self, device: int, newest: Newest) -> None:
+        if not self._followers.heard(device, newest, self._clock.now):
+            self._subscription()
+
+    def _subscription(self) -> None:
+        spec = self._site.server.job.spec
+        self.traffic.subscribe(topics.delta_filter(spec.cohort, spec.name))
 
     # -- asking ----------------------------------------------------------------------------------------
 
@@ -153,7 +136,8 @@ class Behaviour:
         """Ask, and again after a while: that changes nothing unless ask or answer was lost."""
         if not self._asks(device, number):
             return
-        holds = int(self._devices.holds[device])
+        heard, holds = self._followers.get(device), int(self._devices.holds[device])
+        holds = holds if heard is None or holds == NOTHING else max(holds, heard.version)
         train, _ = self._site.parts(device)
         ask = Ask(self._job, number, len(train), None if holds == NOTHING else holds, CODECS)
         self.traffic.say(topics.ask(fleet.name(device)), len(encode(ask)))
@@ -198,7 +182,10 @@ class Behaviour:
         self._waited(device)
         self.counts.participations += 1
         self._status(device, "pulling")
-        blobs = list(assignment.model)
+        pulls, changes = self._followers.heed(device, assignment, base, self._clock.now)
+        if changes:
+            self._subscription()
+        blobs = list(assignment.model) if pulls else []
         self.traffic.model += sum(blob.size for blob in blobs)
         if not devices.equipped[device]:
             devices.equipped[device] = True
@@ -234,10 +221,12 @@ class Behaviour:
         uid = Uid(
             fleet.name(device), self._job, fleet.epoch(self._site.seed, device), int(devices.seq[device])
         )
-        digest = bytes.fromhex(assignment.version_hash)
         residual = self._site.residuals.get(device)
+        version, digest, heard = assignment.version, assignment.version_hash, self._followers.get(device)
+        if heard is not None:  # what came since the assignment
+            version, digest, base = heard.version, heard.version_hash, heard.model
         plan = msgspec.structs.replace(plan, density=density(self._uplink(device).rate, plan))
-        task = Participation(uid, assignment.version, digest, base, plan, residual)
+        task = Participation(uid, version, bytes.fromhex(digest), base, plan, residual)
         attack = self._fleet.malicious.kind if devices.malicious[device] else None
         work = Training(self._site.bundle, task, rows, held, seconds, attack, self._fleet.malicious.factor)
         future = self._site.workers.train(work)
@@ -245,6 +234,7 @@ class Behaviour:
 
     def _back(self, device: int) -> None:
         """The device starts again after a crash: it asks again under the same number."""
+        self._followers.forget(device)
         self._devices.phase[device] = Phase.IDLE
         self._enter(device)
 
@@ -268,6 +258,7 @@ class Behaviour:
         devices.phase[device] = Phase.UPLOADING
         devices.seq[device] += 2
         devices.holds[device] = task.version
+        self._followers.trained(device)
         self._status(device, "uploading")
         uid, rate = task.uid, round(self._uplink(device).rate or 0.0, 1)
         evaluation = msgspec.structs.replace(answer.evaluation, uplink_bytes_s=rate)
@@ -347,6 +338,7 @@ class Behaviour:
             self._site.residuals.put(device, kept)
         if code == "resync":
             devices.holds[device] = NOTHING
+            self._followers.forget(device)
         if receipt.verdict == "accepted" or code == "stale":
             devices.failures[device] = 0
             self._enter(device)

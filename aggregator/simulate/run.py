@@ -10,7 +10,7 @@ from aggregator.engine import TICK_S
 from aggregator.gini import gini
 from aggregator.holdout import score
 from aggregator.simulate.availability import availability
-from aggregator.simulate.behaviour import Behaviour, Site
+from aggregator.simulate.behaviour import Behaviour
 from aggregator.simulate.clock import Clock
 from aggregator.simulate.config import Config
 from aggregator.simulate.devices import Devices
@@ -18,6 +18,7 @@ from aggregator.simulate.partition import Shards, parts
 from aggregator.simulate.residuals import Residuals
 from aggregator.simulate.results import Line, Writer
 from aggregator.simulate.server import Server
+from aggregator.simulate.site import Site
 from aggregator.simulate.sources import Data
 from aggregator.simulate.work import Look
 from aggregator.simulate.workers import Workers, result

@@ -55,6 +55,18 @@ class Traffic:
         self.down += packet(topic, payload)
         self.up += PUBACK_BYTES
 
+    def hand(self, topic: str, size: int) -> None:
+        """The broker hands a device a delta of `size` bytes, at QoS 0: without a packet identifier or a PUBACK."""
+        self.model += size
+        for payload in update_payloads(size):
+            self.down += packet(topic, payload) - 2
+            self.up += HEADER_BYTES
+
+    def subscribe(self, wanted: str) -> None:
+        """A device begins to listen, or ceases to: (UN)SUBSCRIBE of one filter and its acknowledgement."""
+        self.up += 2 + 2 + 1 + 2 + len(wanted) + 1 + HEADER_BYTES
+        self.down += 2 + 2 + 1 + 1 + HEADER_BYTES
+
     def update(self, topic: str, size: int) -> None:
         """A device publishes an update frame of `size` bytes, in chunks where it is large."""
         self.frames += size

@@ -18,7 +18,9 @@ from aggregator.simulate.config import (
 )
 from aggregator.simulate.devices import Devices, Pool
 from aggregator.simulate.errors import SimulationError
+from aggregator.simulate.following import Followers, Newest
 from aggregator.simulate.residuals import Residuals
+from edge_client.wire.messages import Assignment, BlobRef, TrainingPlan
 
 COUNT = 4000
 
@@ -136,3 +138,48 @@ def test_residuals_take_no_disk_until_there_are_any(tmp_path):
         assert residuals.get(2) is None
         assert (tmp_path / "r").stat().st_blocks * 512 < 100_000
     assert not (tmp_path / "r").exists()
+
+
+def assignment(version, *, follow):
+    plan = TrainingPlan(1, 1, 0.1, 1.0, 1.0)
+    return Assignment(
+        "job", 1, version, f"{version:016x}", BlobRef("0" * 64, 1), (), plan, 60.0, follow=follow
+    )
+
+
+def delta(version):
+    return Newest(version, f"{version:016x}", (), 0.0, follows=False)
+
+
+def test_a_device_that_follows_builds_on_what_it_hears():
+    """Deltas that go on from the top are kept; the next assignment within their reach needs no pull."""
+    followers = Followers()
+
+    assert followers.heed(1, assignment(5, follow=True), (), 0.0) == (True, True)
+    assert followers.heard(1, delta(6), 1.0)
+    assert followers.heard(1, delta(6), 1.0), "the same again means nothing"
+    assert followers.get(1).version == 6
+    assert followers.heed(1, assignment(6, follow=True), (), 2.0) == (False, False)
+    assert followers.listening() == [1]
+
+
+@pytest.mark.parametrize(("version", "now"), [(7, 1.0), (6, 61.0)])
+def test_a_gap_or_the_leases_end_stops_the_listening(version, now):
+    """What cannot be mended is pulled at the next assignment."""
+    followers = Followers()
+    followers.heed(1, assignment(5, follow=True), (), 0.0)
+
+    assert not followers.heard(1, delta(version), now)
+    assert followers.listening() == []
+    assert followers.get(1).version == 5
+    followers.trained(1)
+    assert followers.get(1) is None
+
+
+def test_who_is_not_asked_to_follow_is_not_remembered():
+    """An idle device without deltas costs nothing."""
+    followers = Followers()
+
+    assert followers.heed(1, assignment(5, follow=False), (), 0.0) == (True, False)
+    assert followers.get(1) is None
+    assert followers.heard(1, delta(6), 0.0)

@@ -9,6 +9,7 @@ import pytest
 from aggregator.hidden import FINE_BITS
 from aggregator.simulate import behaviour, models, results, sources, workers
 from aggregator.simulate.errors import SimulationError
+from aggregator.simulate.residuals import Residuals
 from aggregator.simulate.server import Server
 from aggregator.simulate.simulation import Simulation, state_directory
 from aggregator.simulate.work import Bench, Training
@@ -184,7 +185,7 @@ def test_a_device_keeps_what_its_verdict_says(run, table, monkeypatch):
     table["stop"] = {"uploads": 60}
     ledger = Ledger(monkeypatch)
     kept, checked = {}, Counter()
-    put, train = behaviour.Residuals.put, behaviour.Behaviour._train
+    put, train = Residuals.put, behaviour.Behaviour._train
     tags = {}
 
     def putting(residuals, device, residual):
@@ -196,7 +197,7 @@ def test_a_device_keeps_what_its_verdict_says(run, table, monkeypatch):
         checked[device in kept] += 1
         train(self, device, assignment, base)
 
-    monkeypatch.setattr(behaviour.Residuals, "put", putting)
+    monkeypatch.setattr(Residuals, "put", putting)
     monkeypatch.setattr(behaviour.Behaviour, "_train", training)
     run(table)
     for answer in ledger.produced.values():
@@ -300,6 +301,36 @@ def test_devices_behind_a_thin_link_send_less(run, table, monkeypatch):
 
     assert min(densities) < 0.5 < max(densities)
     assert min(sizes) < max(sizes) - 5
+
+
+def test_devices_that_follow_train_from_what_was_handed_out(run, table, monkeypatch):
+    """With fan-out devices begin from versions newer than they were assigned, exactly once all the same."""
+    table["fleet"] |= {
+        "link": {"kind": "fixed", "down_bytes_s": 150},
+        "faults": {"loss": 0.05, "retry_s": 2.0},
+    }
+    table["job"] |= {"lease_s": 600.0, "fanout": "always"}
+    table["stop"] = {"uploads": 60}
+    ledger = Ledger(monkeypatch)
+    begun, train = [], behaviour.Behaviour._train
+
+    def training(self, device, assignment, base):
+        heard = self._followers.get(device)
+        begun.append((assignment.version, assignment.version if heard is None else heard.version))
+        train(self, device, assignment, base)
+
+    monkeypatch.setattr(behaviour.Behaviour, "_train", training)
+    (followed,) = run(table)
+    newer = sum(later > assigned for assigned, later in begun)
+    assert set(ledger.folded.values()) == {1}
+    table["job"]["fanout"] = "never"
+    begun.clear()
+    run(table)
+
+    assert newer > 5
+    assert all(later == assigned for assigned, later in begun)
+    assert followed.summary["rejected"] == {}
+    assert followed.summary["accuracy"] > 0.8
 
 
 def test_the_header_says_all_that_a_run_depends_on(run, table, tmp_path):
