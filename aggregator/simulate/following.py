@@ -1,4 +1,7 @@
-"""Which devices listen to the deltas that the broker hands out, and what they can build (edge_client/following.py). Pure."""
+"""Which devices listen to the deltas that the broker hands out, and what they can build.
+
+Pure. The rules are those of edge_client/following.py and chain.py.
+"""
 
 from dataclasses import dataclass
 
