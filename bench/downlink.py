@@ -1,107 +1,140 @@
 """What a lossy shared state costs and saves: accuracy against bytes down, for several densities of the deltas.
 
-    python bench/downlink.py [--seeds 5] [--versions 160] [--out FILE]          (make bench-downlink)
+    python bench/downlink.py [--seeds 6] [--densities 1 0.3 0.1] [--out FILE]          (make bench-downlink)
+    python bench/downlink.py --fleets          bytes of fan-out against pulling, for fleets of several shapes
 
-The demo's federation in one process: its network, sixteen devices, settings and stopping place, with the real
-trainer, uplink codec, fold, commit, hidden state and model frames, but no network: arrival is drawn from the seed.
-Devices take the least of deltas, merged delta and key-frame. JSON lines on stdout, a table at the end.
+The demo's federation in one process: its network, sixteen devices, settings, stopping rule and choice of a version,
+with the aggregator's own job, the real trainer, codecs and frames, but no network: who is done next is drawn from
+the seed. JSON lines on stdout, a table at the end, with differences to the first density of the same seed.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from aggregator.commit import advance, mean_update
+from aggregator import versions
+from aggregator.audience import FAN_BYTES, PULL_BYTES
 from aggregator.demo import data, plan
 from aggregator.demo.baselines import Split, split_shards
-from aggregator.fold import Fold
-from aggregator.hidden import State, follow
+from aggregator.history import VersionRecord
+from aggregator.job import Job
+from aggregator.spec import parse
+from aggregator.versions import record, reference
 from edge_client.bundle import PARAMS
 from edge_client.compress import compress
 from edge_client.samples import batches
 from edge_client.training import TrainingSession
 from edge_client.wire import grid, sparse
+from edge_client.wire.messages import CODECS, Ask, Assignment, Evaluation
 from firmware_tools.compiler import CompiledBundle
 
-DENSITIES = (1.0, 0.1, 0.05, 0.02)
-NORM_MAX = 100.0
-STALENESS = (0.5, 20)  # exponent and largest of the default job
+DENSITIES = (1.0, 0.3, 0.1, 0.05)
 LAST_VERSIONS = 20  # accuracy is the mean over so many at the end: one version wavers by points
-LOOK_EVERY = 4  # versions between two looks at the unseen people
-
-
-class Server:
-    """The aggregator's arithmetic: a buffer, x, x̂, and the frames of every version."""
-
-    def __init__(self, bundle: CompiledBundle, density: float) -> None:
-        self.manifest = bundle.manifest
-        self.sizes = self.manifest.sizes
-        self.steps = [t.step_exp for t in self.manifest.table]
-        self.state = State.start(grid.apply(None, grid.decode(bundle.members[PARAMS], self.sizes), None))
-        self.density = density
-        self.version = 0
-        self.deltas: list[bytes] = []
-        self.keyframe = bundle.members[PARAMS]
-        self.fold = Fold(self.sizes, "uniform")
-        self.version_bytes: list[int] = []
-        self.lag_bytes: list[int] = []
-        self.lags: list[float] = []
-
-    def take(self, frame: bytes) -> None:
-        """Fold an update; a full buffer becomes a version."""
-        self.fold.add(sparse.decode(frame, self.sizes))
-        if self.fold.count < plan.BUFFER_SIZE:
-            return
-        exponent, latest = STALENESS
-        weights = {b: (1.0 + min(self.version - b, latest)) ** -exponent for b in self.fold.buckets}
-        exact = advance(self.state.exact(), self.steps, plan.SERVER_LR * mean_update(self.fold, weights))
-        before, self.state = self.state, follow(exact, self.state.model, self.steps, self.density)
-        self.deltas.append(grid.encode_delta(self.version + 1, self.version, self.state.model, before.model))
-        self.version += 1
-        self.keyframe = grid.encode_keyframe(self.version, self.state.model)
-        self.version_bytes.append(len(self.deltas[-1]))
-        self.lag_bytes.append(len(grid.encode_keyframe(self.version, self.state.lag)))
-        self.lags.append(self.state.lag_norm(self.steps))
-        self.fold = Fold(self.sizes, "uniform")
-
-    def path_bytes(self, holds: int) -> int:
-        """Bytes that bring a device from this version to the newest."""
-        if holds == self.version:
-            return 0
-        deltas = self.deltas[holds:]
-        merged = grid.merge([grid.decode(delta, self.sizes) for delta in deltas])
-        return min(sum(map(len, deltas)), len(merged), len(self.keyframe))
 
 
 class Device:
-    """One arm of one person: its batches, residual and the version it holds."""
+    """One arm of one person: its samples, residual and the version it holds."""
 
-    def __init__(self, shard: data.Shard, seed: int) -> None:
+    def __init__(self, shard: data.Shard) -> None:
         self.part: Split = split_shards([shard])
-        self.deal = batches(np.arange(len(self.part.y)), plan.BATCH_SIZE, np.random.default_rng(seed))
         self.residual: bytes | None = None
         self.holds = 0
+        self.asks = 0
 
-    def train(self, session: TrainingSession, version: int, model: tuple[grid.Grid, ...]) -> bytes:
-        """The update of one participation."""
-        table = session.bundle.manifest.table
-        start = {
-            t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in zip(table, model, strict=True)
-        }
+    def ask(self) -> Ask:
+        """The next ask."""
+        self.asks += 1
+        return Ask(plan.JOB, self.asks, len(self.part.y), self.holds, CODECS)
+
+    def train(
+        self, session: TrainingSession, assignment: Assignment, model: tuple[grid.Grid, ...]
+    ) -> tuple[Evaluation, bytes]:
+        """The evaluation and the update of one participation, as the trainer child makes them."""
+        start = params(session, model)
         session.load(start)
         session.reset_optimizer()
-        for _ in range(plan.STEPS):
-            rows = next(self.deal)
-            session.step(self.part.x[rows], self.part.y[rows], plan.LEARNING_RATE)
+        before = session.evaluate(self.part.holdout_x, self.part.holdout_y)
+        todo = assignment.plan
+        deal = batches(np.arange(len(self.part.y)), todo.batch_size, np.random.default_rng(todo.seed))
+        for _ in range(todo.steps):
+            rows = next(deal)
+            session.step(self.part.x[rows], self.part.y[rows], todo.learning_rate)
         trained = session.params
         delta = [(trained[name] - value).ravel() for name, value in start.items()]
-        result = compress(delta, self.residual, plan.DENSITY, NORM_MAX)
+        result = compress(delta, self.residual, todo.density, todo.norm_max, todo.codec)
         self.residual = result.residual_accepted
-        update = sparse.Update(version, grid.model_hash(model), 0, len(self.part.y), result.weights)
-        return sparse.encode(update, session.bundle.manifest.sizes, result.codec)
+        base_hash = bytes.fromhex(assignment.version_hash)
+        update = sparse.Update(assignment.version, base_hash, 0, len(self.part.y), result.weights)
+        frame = sparse.encode(update, session.bundle.manifest.sizes, result.codec)
+        return Evaluation(assignment.version, before), frame
+
+
+class Federation:
+    """One job over all devices; `behind` and `down` are versions and bytes of each participation's pull."""
+
+    def __init__(
+        self, bundle: CompiledBundle, density: float, seed: int, shards: list[data.Shard], **more: object
+    ) -> None:
+        fields = plan.spec("0" * 64) | {"downlink_density": density, "seed": seed} | more
+        first, state = versions.first(plan.JOB, bundle.members[PARAMS], bundle.manifest.sizes, 0.0)
+        self.job = Job(
+            parse(msgspec.json.encode(fields)),
+            bundle.manifest,
+            reference(b""),
+            0.0,
+            ("", first, state),
+        )
+        self.job.history.add(record("", first))
+        self.models = {0: state.model}
+        self.fleet = {shard.name: Device(shard) for shard in shards}
+        self.rng = np.random.default_rng(seed)
+        self.training: list[tuple[str, Assignment]] = []
+        self.down: list[int] = []
+        self.behind: list[int] = []
+        self.sealed: list[int] = []
+        self.pulled: list[int] = []  # bytes of a participation with what is around them, pulled or handed out
+        self.handed: list[int] = []
+        self.followed = 0
+        for name in self.rng.permutation(list(self.fleet)):
+            self.job.ask(str(name), self.fleet[str(name)].ask(), 0.0)
+
+    def step(self, session: TrainingSession, now: float) -> None:
+        """Places are given, one device is done, and a full buffer is committed."""
+        for name, assignment in self.job.grant(now):
+            device = self.fleet[name]
+            self.down.append(sum(blob.size for blob in assignment.model))
+            self.behind.append(assignment.version - device.holds)
+            prices = self.job.paths.prices(device.holds, assignment.version)
+            if device.asks > 1 and prices is not None:
+                deltas, least = prices
+                self.pulled.append(least + PULL_BYTES)
+                self.handed.append(sum(deltas) + FAN_BYTES * len(deltas))
+                self.followed += assignment.follow
+            device.holds = assignment.version
+            self.training.append((name, assignment))
+        name, assignment = self.training.pop(int(self.rng.integers(len(self.training))))
+        evaluation, frame = self.fleet[name].train(session, assignment, self.models[assignment.version])
+        self.job.update(name, frame, len(frame), now)
+        self.job.history.evaluated(evaluation)
+        self.job.ask(name, self.fleet[name].ask(), now)
+        if self.job.due(now, draining=False):
+            sealed = self.job.seal(now, {})
+            self.job.advance(sealed, "")
+            self.job.history.add(record("", sealed.manifest))
+            self.models[self.job.version] = self.job.state.model
+            assert sealed.manifest.lag is not None
+            self.sealed.append(sealed.manifest.lag.size)
+
+
+def params(session: TrainingSession, model: tuple[grid.Grid, ...]) -> dict[str, np.ndarray]:
+    """A model as the trainer takes it."""
+    table = session.bundle.manifest.table
+    return {t.name: grid.from_grid(v, t.step_exp).reshape(t.shape) for t, v in zip(table, model, strict=True)}
 
 
 def run(
@@ -109,96 +142,114 @@ def run(
     bundle: CompiledBundle,
     density: float,
     seed: int,
-    versions: int,
     shards: list[data.Shard],
     unseen: data.Shard,
 ) -> dict:
-    """One federation."""
-    rng = np.random.default_rng(seed)
-    server = Server(bundle, density)
-    fleet = [Device(shard, seed * 1000 + i) for i, shard in enumerate(shards)]
-    waiting = [int(i) for i in rng.permutation(len(fleet))]
-    training: list[tuple[int, int, tuple[grid.Grid, ...]]] = []
-    down, behind, looks = [], [], []
-    while server.version < versions:
-        while len(training) < plan.CONCURRENCY:
-            device = waiting.pop(0)
-            down.append(server.path_bytes(fleet[device].holds))
-            behind.append(server.version - fleet[device].holds)
-            fleet[device].holds = server.version
-            training.append((device, server.version, server.state.model))
-        device, version, model = training.pop(int(rng.integers(len(training))))
-        before = server.version
-        server.take(fleet[device].train(session, version, model))
-        waiting.append(device)
-        if server.version == before:
-            continue
-        if server.version % LOOK_EVERY == 0 or server.version > versions - LAST_VERSIONS:
-            session.load(
-                {
-                    t.name: grid.from_grid(v, t.step_exp).reshape(t.shape)
-                    for t, v in zip(bundle.manifest.table, server.state.model, strict=True)
-                }
-            )
-            looks.append((server.version, 100 * session.evaluate(unseen.x, unseen.y).accuracy))
-    dense = 4 * sum(server.sizes)
-    ten = [
-        min(
-            sum(map(len, server.deltas[v - 10 : v])),
-            len(grid.merge([grid.decode(d, server.sizes) for d in server.deltas[v - 10 : v]])),
-        )
-        for v in range(20, versions + 1, 10)
-    ]
+    """One federation until its stopping rule ends it."""
+    federation = Federation(bundle, density, seed, shards)
+    job, now = federation.job, 0.0
+    while job.over(now) is None:
+        now += 0.1
+        federation.step(session, now)
+
+    def accuracy(version: int) -> float:
+        session.load(params(session, federation.models[version]))
+        return 100 * session.evaluate(unseen.x, unseen.y).accuracy
+
+    last = [accuracy(v) for v in range(job.version - LAST_VERSIONS + 1, job.version + 1)]
+    records: list[VersionRecord] = job.history.records[1:]
+    chosen = job.best()
     return {
         "density": density,
         "seed": seed,
-        "accuracy": float(np.mean([a for v, a in looks if v > versions - LAST_VERSIONS])),
-        "halfway": float(np.mean([a for v, a in looks if abs(v - versions // 2) <= LAST_VERSIONS // 2])),
-        "delta_bytes": float(np.mean(server.version_bytes)),
-        "participation_bytes": float(np.mean(down)),
-        "behind": float(np.mean(behind)),
-        "ten_behind_bytes": float(np.mean(ten)),
-        "dense_bytes": dense,
-        "keyframe_bytes": len(server.keyframe),
-        "lag_bytes": float(np.mean(server.lag_bytes)),
-        "lag_norm": float(np.mean(server.lags[-LAST_VERSIONS:])),
-        "looks": looks,
+        "accuracy": float(np.mean(last)),
+        "wavers": float(np.std(last)),
+        "chosen": accuracy(chosen),
+        "chosen_version": chosen,
+        "versions": job.version,
+        "staleness": sum(t * n for r in records for t, n in r.staleness.items())
+        / sum(r.updates for r in records),
+        "delta_bytes": float(np.mean([r.bytes_delta for r in records])),
+        "participation_bytes": float(np.mean(federation.down)),
+        "behind": float(np.mean(federation.behind)),
+        "dense_bytes": 4 * bundle.manifest.parameters,
+        "keyframe_bytes": records[-1].bytes_keyframe,
+        "lag_bytes": float(np.mean(federation.sealed)),
+        "lag_norm": float(np.mean([r.lag_norm for r in records[-LAST_VERSIONS:]])),
     }
+
+
+SHORT = {"steps": 4, "density": plan.DENSITY}  # bytes hardly depend on how long devices train
+FLEETS = ((16, 4, 8), (16, 16, 16), (16, 1, 16), (100, 10, 20), (100, 10, 100), (100, 100, 100))
+
+
+def fleets(session: TrainingSession, bundle: CompiledBundle, shards: list[data.Shard], updates: int) -> None:
+    """Bytes of a participation by pulling and by fan-out to all who trained before, and what `auto` chooses."""
+    print("| devices | K | places | density | behind | pulled | handed out | ratio | auto follows |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for devices, buffer, places in FLEETS:
+        for density in (1.0, 0.1):
+            copies = [dataclasses.replace(shards[i % len(shards)], name=f"dev-{i}") for i in range(devices)]
+            made = Federation(
+                bundle, density, 0, copies, buffer_size=buffer, concurrency=places, training=SHORT
+            )
+            while made.job.version < max(4, updates // buffer):
+                made.step(session, 0.0)
+            pulled, handed = float(np.mean(made.pulled)), float(np.mean(made.handed))
+            print(
+                f"| {devices} | {buffer} | {places} | {density:g} | {np.mean(made.behind[devices:]):.1f} "
+                f"| {pulled:,.0f} B | {handed:,.0f} B | {handed / pulled:.2f} "
+                f"| {100 * made.followed / len(made.pulled):.0f} % |",
+                flush=True,
+            )
+
+
+def table(rows: list[dict], densities: list[float]) -> None:
+    """Means by density, and paired differences to the first."""
+    print("| density | end | - first | chosen | - first | versions | B a version | B a participation | lag |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    first = {r["seed"]: r for r in rows if r["density"] == densities[0]}
+    for density in densities:
+        mine = [r for r in rows if r["density"] == density]
+        mean = {k: float(np.mean([r[k] for r in mine])) for k in mine[0]}
+        paired = {}
+        for k in ("accuracy", "chosen"):
+            d = np.array([r[k] - first[r["seed"]][k] for r in mine])
+            paired[k] = f"{d.mean():+.1f} ± {d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else 0:.1f}"
+        print(
+            f"| {density:g} | {mean['accuracy']:.1f} | {paired['accuracy']} | {mean['chosen']:.1f} "
+            f"| {paired['chosen']} | {mean['versions']:.0f} "
+            f"| {mean['delta_bytes']:,.0f} ({mean['dense_bytes'] / mean['delta_bytes']:.0f}x) "
+            f"| {mean['participation_bytes']:,.0f} ({mean['dense_bytes'] / mean['participation_bytes']:.0f}x, "
+            f"{mean['behind']:.1f} behind) | {mean['lag_norm']:.3f} |"
+        )
 
 
 def main() -> None:
     """Run every density over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--versions", type=int, default=160)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--fleets", type=int, nargs="?", const=240, help="so many updates of each fleet")
     options = parser.parse_args()
     shards, unseen = data.load()
     bundle = plan.bundle()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         session = TrainingSession(bundle.save(Path(folder) / "net.bundle"), flush_denormals=True)
-        for seed in range(options.seeds):
+        if options.fleets:
+            fleets(session, bundle, shards, options.fleets)
+            return
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for density in options.densities:
-                rows.append(run(session, bundle, density, seed, options.versions, shards, unseen))
-                print(json.dumps({k: v for k, v in rows[-1].items() if k != "looks"}), flush=True)
+                rows.append(run(session, bundle, density, seed, shards, unseen))
+                print(json.dumps(rows[-1]), flush=True)
     if options.out:
         options.out.parent.mkdir(exist_ok=True)
         options.out.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    print("| density | accuracy (each seed) | halfway | B a version | B a participation | ten behind | lag |")
-    print("|---|---|---|---|---|---|---|")
-    for density in options.densities:
-        mine = [r for r in rows if r["density"] == density]
-        mean = {k: float(np.mean([r[k] for r in mine])) for k in mine[0] if k != "looks"}
-        ratio = {k: mean["dense_bytes"] / mean[k] for k in mean if k.endswith("_bytes")}
-        each = ", ".join(f"{r['accuracy']:.1f}" for r in mine)
-        print(
-            f"| {density:g} | {mean['accuracy']:.1f} ({each}) | {mean['halfway']:.1f} "
-            f"| {mean['delta_bytes']:,.0f} ({ratio['delta_bytes']:.0f}x) "
-            f"| {mean['participation_bytes']:,.0f} ({ratio['participation_bytes']:.0f}x, {mean['behind']:.1f} behind) "
-            f"| {mean['ten_behind_bytes']:,.0f} ({ratio['ten_behind_bytes']:.0f}x) | {mean['lag_norm']:.3f} |"
-        )
+    table(rows, list(options.densities))
 
 
 if __name__ == "__main__":
