@@ -4,9 +4,11 @@ One task does all of this, so a job is never seen half-changed; the API calls th
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -20,7 +22,8 @@ from aggregator.memo import Memo, MemoStore
 from aggregator.spec import JobSpec
 from aggregator.versions import load_cached
 from broker_bridge.cells import FanCell
-from broker_bridge.ports import Conflict, Ports
+from broker_bridge.ports import Conflict, CorruptStorage, Ports, StorageError, StorageFull
+from broker_bridge.storage import RETRY_MAX_S, RETRY_MIN_S
 from edge_client.wire import topics
 from edge_client.wire.limits import FANOUT_BYTES_MAX
 from edge_client.wire.messages import JobEnd, Metrics
@@ -31,6 +34,7 @@ TRIM_INTERVAL_S = 30.0  # trimming at each memo would double the writes
 LOG_KEPT = 256  # folded entries of a partition that stay for a person to look into
 TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -42,7 +46,9 @@ class Engine:
         self.shelf = BundleShelf(ports, cache)
         self._clock = clock
         self._stopping = asyncio.Event()
+        self._stale = True  # memory may be ahead of what is stored, or behind: load before anything else
         self.ready = asyncio.Event()
+        self.trouble = ""  # why storage does not take anything now
 
     async def load(self) -> None:
         """Take up the stored state; also after another engine won a race."""
@@ -62,19 +68,37 @@ class Engine:
         self._intake = Intake(self.fleet, self.jobs, self.store.records)
         for job in self.jobs.values():
             await self._announce(job)
+        self._stale = False
         self.ready.set()
 
     async def run(self) -> None:
-        """Work until `stop`; a lost race reloads."""
-        await self.load()
+        """Work until `stop`. A lost race loads again; so does storage that fails, after a pause that grows.
+
+        What was not stored did not happen: devices hear of a version, an assignment or an end only after it was.
+        """
+        pause = RETRY_MIN_S
         while not self._stopping.is_set():
             try:
+                if self._stale:
+                    await self.load()
                 await self._step()
+                self.trouble, pause = "", RETRY_MIN_S
                 await self._wait()
             except Conflict as error:
                 log.warning("engine.lost_race", error=str(error))
-                await self.load()
-        await self._save_memo()
+                self._stale = True
+            except CorruptStorage:
+                raise
+            except StorageError as error:
+                log.error("storage_failed", what="engine", error=str(error), retry_s=pause)  # noqa: TRY400
+                self._stale = True
+                full = isinstance(error, StorageFull)
+                self.trouble = "the disk is full" if full else "storage fails; the server's log says how"
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
+                pause = min(2 * pause, RETRY_MAX_S)
+        if not self._stale:
+            await self._save_memo()
 
     def stop(self) -> None:
         """Ask `run` to end after its current step."""
@@ -84,7 +108,7 @@ class Engine:
 
     async def create(self, spec: JobSpec) -> JobRecord:
         """Start a job and offer it; raise RefusedError."""
-        job = await self.store.create(spec, self._clock())
+        job = await self._stored(self.store.create(spec, self._clock()))
         job.folded = dict(self.cursor)
         self.jobs[spec.name] = job
         await self._announce(job)
@@ -99,7 +123,7 @@ class Engine:
             raise NotFoundError(f"no job named {name}")
         if self.store.records[name].state == "ended":
             raise RefusedError("ended", f"job {name} has ended already: {self.store.records[name].reason}")
-        await self.store.end(job, reason, self._clock())
+        await self._stored(self.store.end(job, reason, self._clock()))
         log.info("job.ended", job=name, reason=reason, version=job.version)
         await self._announce(job)
         await self._downlink.fan(name, None)
@@ -114,6 +138,14 @@ class Engine:
         if job is not None:
             job.history.on_testset[version] = metrics
             self._dirty = True
+
+    async def _stored(self, change: Awaitable[T]) -> T:
+        """Make a change that takes several writes; when one fails the next step begins with what is stored."""
+        try:
+            return await change
+        except StorageError:
+            self._stale = True
+            raise
 
     # -- the loop ------------------------------------------------------------------------------------
 

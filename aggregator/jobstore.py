@@ -29,6 +29,7 @@ from aggregator.versions import (
 )
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
+from broker_bridge.ports.files import storage_error
 from edge_client.bundle import PARAMS, Bundle, BundleError, open_bundle
 from edge_client.wire import grid
 from edge_client.wire.errors import RemoteWireError
@@ -61,7 +62,7 @@ class BundleShelf:
     async def add(self, data: bytes) -> tuple[Bundle, str]:
         """Check and store a bundle, return it and its digest; raise RefusedError (`bad_bundle`)."""
         path = self._cache / f"{hashlib.sha256(data).hexdigest()}.bundle"
-        path.write_bytes(data)
+        _copy(path, data)
         try:
             await asyncio.to_thread(
                 inspect, path
@@ -82,7 +83,7 @@ class BundleShelf:
         path = (
             self._cache / f"{digest}.bundle"
         )  # a blob has this digest, so it is one and names no other file
-        path.write_bytes(data)
+        _copy(path, data)
         try:
             return open_bundle(path), BlobRef(digest, len(data))
         except BundleError as error:
@@ -101,6 +102,18 @@ class BundleShelf:
         except (MissingBlob, CorruptBlob) as error:
             raise NotFoundError(f"there is no test set {digest[:80]!r}; upload it first") from error
         return await asyncio.to_thread(testset.read, data)
+
+
+def _copy(path: Path, data: bytes) -> None:
+    """Have a copy of a blob in the cache; raise StorageError. It is compared at each use, so it is not synced."""
+    temporary = path.with_suffix(".part")
+    try:
+        if path.exists() and path.read_bytes() == data:
+            return
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 class JobStore:

@@ -51,11 +51,11 @@ def run(path: Path, *, log_json: bool) -> None:
 
     Example: fedfleet device run --config /etc/fedfleet/device.toml
     """
-    from edge_client import daemon  # noqa: PLC0415 - other commands do not pay for MQTT
+    from edge_client import process  # noqa: PLC0415 - other commands do not pay for MQTT
 
     loaded = _load(path)
     try:
-        daemon.run(loaded, log_json=log_json)
+        process.run(loaded, log_json=log_json)
     except (configuration.ConfigError, store.StoreError) as error:
         raise Unusable(str(error)) from error
 

@@ -4,38 +4,35 @@ Knows MQTT, SQLite and the trainer child only through transport, store and train
 """
 
 import contextlib
-import fcntl
 import logging
-import platform
 import queue
 import random
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import FrameType
 
 import msgspec
 import structlog
 
-from edge_client import chain, inbox
+from edge_client import about, chain, inbox
 from edge_client import events as ev
 from edge_client.config import DeviceConfig
 from edge_client.pull import Puller, Step
 from edge_client.session import Session
-from edge_client.store import NewUpdate, Store, StoreError, open_store
+from edge_client.storage import Patience, passing
+from edge_client.store import NewUpdate, Store, StoreBusyError, StoreError
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.transport import Acked, Down, Identity, Received, Refused, Transport, Up, Word
 from edge_client.uplink import Uplink
 from edge_client.wire import chunks, messages, topics
 from edge_client.wire.errors import LocalWireError, RemoteWireError
-from edge_client.wire.messages import CODECS, PROTOCOL, DatasetInfo, DeviceInfo, DeviceState
+from edge_client.wire.messages import DatasetInfo, DeviceState
 from edge_client.work import Work
 
 WAIT_MAX_S = 60.0  # a timer computed wrongly delays the device at most this long
+EVENTS_MAX = (
+    4096  # kept while storage fails; what is dropped beyond is asked for again, as if lost on the way
+)
 
 _log = structlog.get_logger("fedfleet.device")
 
@@ -60,6 +57,10 @@ class Daemon:
         self._info: dict[str, DatasetInfo] = {}
         self._undescribed = set(config.data)
         self._events: deque[ev.Event] = deque()
+        self._actions: deque[ev.Action] = (
+            deque()
+        )  # one leaves when it is done, so a failed write is made again
+        self._storage = Patience()
         self._puller = Puller(config.state_dir / "blobs")
         self._trainer = Trainer(config.trainer, self._queue.put)
         self._work = Work(config, store, self._puller, self._trainer)
@@ -112,8 +113,10 @@ class Daemon:
     # -- one turn ------------------------------------------------------------------------------------
 
     def _next(self) -> Item | None:
-        parts = (self._transport, self._trainer, self._puller, self._session)
-        due = min((part.wake for part in parts if part.wake is not None), default=None)
+        """The next word, or None when it is time for a turn."""
+        dues = [self._transport.wake, self._trainer.wake]
+        dues += [self._storage.until] if self._storage.reason else [self._puller.wake, self._session.wake]
+        due = min((wake for wake in dues if wake is not None), default=None)
         now = time.monotonic()
         wait = WAIT_MAX_S if due is None else min(max(0.0, due - now), WAIT_MAX_S)
         try:
@@ -126,16 +129,45 @@ class Daemon:
         now = time.monotonic()
         self._transport.tick(now)
         self._trainer.tick(now)
-        self._follow(self._puller.tick(now))
-        self._events.append(ev.Tick())
-        while self._events:
-            for action in self._session.handle(self._events.popleft(), time.monotonic()):
-                self._perform(action)
-        self._work.pump()
-        self._uplink.pump()
+        if now < self._storage.until:
+            return
+        with self._writing():
+            self._perform_all()
+            self._follow(self._puller.tick(now))
+            self._events.append(ev.Tick())
+            while self._events:
+                self._actions.extend(self._session.handle(self._events.popleft(), time.monotonic()))
+                self._perform_all()
+            self._work.pump()
+            self._uplink.pump()
+            if self._storage.worked():
+                _log.info("storage_works")
+                self._say(self._session.restated())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Wait when storage fails: what it was to keep stays first in line, and everything after it waits too."""
+        try:
+            yield
+        except (StoreBusyError, OSError) as error:
+            if isinstance(error, OSError) and not passing(error):
+                raise
+            now = time.monotonic()
+            if now < self._storage.until:
+                return
+            self._storage.failed(f"storage: {error}", now)
+            _log.error("storage_failed", reason=str(error), retry_s=round(self._storage.until - now, 1))
+            self._say(self._session.restated(self._storage.reason))
+
+    def _say(self, statuses: list[ev.Publish]) -> None:
+        for status in statuses:
+            self._publish(status.topic, status.message)
 
     def _take(self, item: Item) -> None:
-        now = time.monotonic()
+        with self._writing():
+            self._take_word(item, time.monotonic())
+
+    def _take_word(self, item: Item, now: float) -> None:
         match item:
             case Up() if self._transport.take(item, now):
                 self._connected(item)
@@ -172,8 +204,10 @@ class Daemon:
         self._transport.publish(topics.state(device.id), messages.encode(birth), retain=True)
         self._publish_info()
         self._uplink.connected(size)
-        self._follow(self._puller.connected(size, time.monotonic()))
         self._events.append(ev.Connected())
+        if self._storage.reason:
+            self._say(self._session.restated(self._storage.reason))
+        self._follow(self._puller.connected(size, time.monotonic()))
 
     def _received(self, topic: str, payload: bytes) -> None:
         try:
@@ -190,11 +224,13 @@ class Daemon:
         except RemoteWireError as error:
             _log.warning("message_refused", topic=topic, code=error.code, reason=str(error))
             return
-        if event is not None:
+        if event is not None and len(self._events) < EVENTS_MAX:
             self._events.append(event)
 
     def _delta(self, topic: topics.DeltaTopic, payload: bytes) -> ev.DeltaSeen | None:
         """A delta handed out when its last chunk is here; one that cannot be used is known as such."""
+        if self._storage.reason:  # it would only wait in memory
+            return ev.DeltaSeen(topic.job, None)
         try:
             data = self._gather.add(topic.job, topic.version, topic.index, payload)
             return None if data is None else ev.DeltaSeen(topic.job, chain.read(data, topic.version), data)
@@ -219,6 +255,11 @@ class Daemon:
         self._publish_info()
 
     # -- actions -------------------------------------------------------------------------------------
+
+    def _perform_all(self) -> None:
+        while self._actions:
+            self._perform(self._actions[0])
+            self._actions.popleft()
 
     def _perform(self, action: ev.Action) -> None:  # noqa: C901, PLR0912 - one line per action, a table
         match action:
@@ -269,6 +310,8 @@ class Daemon:
         )
         try:
             stored = self._store.add_update(new)
+        except StoreBusyError:
+            raise
         except StoreError as error:
             _log.error("update_lost", uid=str(uid), reason=str(error))
             return ev.StoreFailed(action.job, str(error))
@@ -309,71 +352,10 @@ class Daemon:
         """Describe the device once all data sets are read; retained."""
         if self._undescribed or not self._transport.connected:
             return
-        info = DeviceInfo(
-            software=f"fedfleet {_installed('fedfleet')}",
-            protocol=PROTOCOL,
-            arch=platform.machine(),
-            runtime=f"onnxruntime {_installed('onnxruntime')}",
-            codecs=CODECS,
-            datasets=tuple(self._info[name] for name in sorted(self._info)),
-        )
+        info = about.device(self._info)
         self._transport.publish(topics.info(self._config.device.id), messages.encode(info), retain=True)
 
     def _will(self) -> bytes:
         """The last will of the next connection; its birth and farewell carry the same number."""
         self._conn_seq += 1
         return messages.encode(DeviceState("lost", self._conn_seq, self._config.device.cohort))
-
-
-def run(config: DeviceConfig, *, log_json: bool = False) -> None:
-    """Run a device until SIGTERM or SIGINT; raise ConfigError or StoreError when it cannot start."""
-    configure_logging(json=log_json)
-    config.password()
-    with _locked(config.state_dir), contextlib.closing(open_store(config.state_dir)) as store:
-        daemon = Daemon(config, store)
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            daemon.stop()
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        daemon.serve()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the state for this process, before anything in it is opened; raise StoreError when another has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise StoreError(f"device.state_dir {folder}: cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"device.state_dir {folder}: another daemon uses this state; stop it, or give this one its own"
-            ) from error
-        yield
-
-
-def configure_logging(*, json: bool) -> None:
-    """Log to stderr, one line an event: key=value, or JSON."""
-    renderer = structlog.processors.JSONRenderer() if json else structlog.processors.LogfmtRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-    )
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"

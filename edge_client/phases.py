@@ -213,6 +213,8 @@ def refuse(device: Device, job: Job, code: str, message: str, now: float) -> Non
         following.mismatched(device, job)
         fail(device, job, f"{code}: {message}", now, at_once=job.failures == 0)
     else:
+        if code == "storage":  # no fault of the job: as soon as there is room it goes on
+            job.failures = 0
         fail(device, job, f"{code}: {message}", now)
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from pathlib import Path
 
 from edge_client.events import Pulled, PullFailed
+from edge_client.storage import sync_folder, write_whole
 from edge_client.wire.limits import BLOB_WINDOW_MAX, CHUNK_BYTES, FRAME_BYTES_MAX
 from edge_client.wire.messages import BlobRef, BlobRequest
 
@@ -75,7 +76,8 @@ class Transfer:
 class Puller:
     """The blobs of a device: files named by their SHA-256, and one transfer at a time.
 
-    Every method returns the requests to publish and the outcomes, in order.
+    Every method returns the requests to publish and the outcomes, in order. An OSError of storage leaves the blob
+    to be pulled: the next `tick` goes on with what is on disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,11 +112,7 @@ class Puller:
 
     def put(self, digest: str, data: bytes) -> None:
         """Keep a blob that came by itself; `data` has this digest."""
-        part = self._part(digest)
-        with part.open("wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        self._name(digest)
+        write_whole(self.path(digest), data)
 
     def connected(self, chunk_bytes: int, now: float) -> list[Step]:
         """The broker is there and takes chunks of this size; what was asked for is asked for again."""
@@ -140,25 +138,7 @@ class Puller:
 
     def tick(self, now: float) -> list[Step]:
         """Start the next transfer, ask for the next window, or again for a late one."""
-        steps: list[Step] = []
-        while self._connected:
-            if self._transfer is None:
-                if not self._waiting:
-                    break
-                self._begin(self._waiting.popleft())
-            assert self._transfer is not None
-            if self._transfer.complete:
-                steps += self._finish()
-                continue
-            if self._transfer.timeouts >= TIMEOUTS_MAX and now >= self._transfer.due:
-                steps.append(PullFailed(self._transfer.blob.digest, "no answer from the bridge"))
-                self._transfer = None
-                continue
-            request = self._transfer.request(now)
-            if request is not None:
-                steps.append(request)
-            break
-        return steps
+        return self._advance([], now)
 
     def chunk(self, digest: str, index: int, payload: bytes | None, now: float) -> list[Step]:
         """Take a chunk's bytes; None says that the server has no such blob."""
@@ -167,13 +147,56 @@ class Puller:
             return []
         if payload is None:
             self._transfer = None
-            return [PullFailed(digest, "the server has no such blob"), *self.tick(now)]
+            return self._advance([PullFailed(digest, "the server has no such blob")], now)
         data = transfer.chunk(index, payload)
         if data:
-            with self._part(digest).open("ab") as file:
-                file.write(data)
+            try:
+                with self._part(digest).open("ab") as file:
+                    file.write(data)
+            except OSError:
+                self._postpone()
+                raise
             self._hash.update(data)
         return self.tick(now)
+
+    def _advance(self, steps: list[Step], now: float) -> list[Step]:
+        try:
+            while self._connected and self._go_on(steps, now):
+                pass
+        except OSError:
+            if not steps:
+                raise
+            # What was done before counts; the next tick raises it again.
+        return steps
+
+    def _go_on(self, steps: list[Step], now: float) -> bool:
+        """Take one step; False when there is nothing to do but wait."""
+        transfer = self._transfer
+        if transfer is None:
+            if not self._waiting:
+                return False
+            if self.path(self._waiting[0].digest).exists():  # named, but its folder could not be synced then
+                steps.append(Pulled(self._waiting.popleft().digest))
+                return True
+            self._begin(self._waiting[0])
+            self._waiting.popleft()
+        elif transfer.complete:
+            steps += self._finish()
+        elif transfer.timeouts >= TIMEOUTS_MAX and now >= transfer.due:
+            steps.append(PullFailed(transfer.blob.digest, "no answer from the bridge"))
+            self._transfer = None
+        else:
+            request = transfer.request(now)
+            if request is not None:
+                steps.append(request)
+            return False
+        return True
+
+    def _postpone(self) -> None:
+        """Give the transfer up for now; its part is taken up again."""
+        assert self._transfer is not None
+        self._waiting.appendleft(self._transfer.blob)
+        self._transfer = None
 
     def _part(self, digest: str) -> Path:
         return self._folder / (digest + PART)
@@ -198,26 +221,27 @@ class Puller:
         assert self._transfer is not None
         blob = self._transfer.blob
         part = self._part(blob.digest)
-        self._transfer = None
         if self._hash.hexdigest() != blob.digest:
+            self._postpone()
             part.unlink()
             self._damaged += 1
             if self._damaged >= DAMAGED_MAX:
                 self._damaged = 0
+                self._waiting.popleft()
                 return [PullFailed(blob.digest, f"its digest was wrong {DAMAGED_MAX} times")]
-            self._waiting.appendleft(blob)
             return []
         self._damaged = 0
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        self._name(blob.digest)
+        try:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            self._name(blob.digest)
+        except OSError:
+            self._postpone()
+            raise
+        self._transfer = None
         return [Pulled(blob.digest)]
 
     def _name(self, digest: str) -> None:
         """Give a whole part its name, for good."""
         self._part(digest).replace(self.path(digest))
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._folder)

@@ -23,6 +23,7 @@ from edge_client.events import (
     JobRow,
     OfferSeen,
     OfferWithdrawn,
+    Publish,
     Pulled,
     PullFailed,
     ReceiptSeen,
@@ -99,6 +100,18 @@ class Session:
         phases.start_next(device, now)
         device.actions.extend(device.outgoing.due(now))
         return device.take_actions()
+
+    def restated(self, reason: str = "") -> list[Publish]:
+        """What was last said of each job, said again; with a `reason` that is why nothing goes on."""
+        device = self._device
+        before, device.actions = device.actions, []
+        for job in device.jobs.values():
+            if job.said is not None:
+                state, why, progress = job.said
+                device.say(job.name, (state, reason or why, progress))
+        said = [action for action in device.actions if isinstance(action, Publish)]
+        device.actions = before
+        return said
 
     def _note(self, event: Event, now: float) -> None:
         """Take in what concerns the whole device."""

@@ -17,6 +17,7 @@ import structlog
 
 from edge_client.events import JobRow, Kind, Row, Stored
 from edge_client.link import Link
+from edge_client.storage import passing
 from edge_client.wire.messages import KEEP_MASS_CODES, Offer, decode, encode
 from edge_client.wire.topics import Uid
 
@@ -58,7 +59,11 @@ class Report(TypedDict):
 
 
 class StoreError(Exception):
-    """The state cannot be read or written: disk full, or made by newer software. Nothing was changed."""
+    """The state cannot be read or written; nothing was changed."""
+
+
+class StoreBusyError(StoreError):
+    """It cannot for now: full, read-only, an I/O error. The same call may work later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class Store:
 
     def jobs(self) -> list[JobRow]:
         """Jobs whose workspaces are held."""
-        rows = self._db.execute("SELECT offer, held, ask FROM jobs ORDER BY job").fetchall()
+        rows = self._read("SELECT offer, held, ask FROM jobs ORDER BY job")
         return [JobRow(decode(Offer, offer), held, ask) for offer, held, ask in rows]
 
     def save_job(self, row: JobRow) -> None:
@@ -138,8 +143,8 @@ class Store:
 
     def residual(self, job: str) -> bytes | None:
         """The error-feedback state that the next training starts from; None is all zeros."""
-        row = self._db.execute("SELECT body FROM residuals WHERE job = ?", (job,)).fetchone()
-        return None if row is None else bytes(row[0])
+        found = self._read("SELECT body FROM residuals WHERE job = ?", (job,))
+        return bytes(found[0][0]) if found else None
 
     # -- outbox --------------------------------------------------------------------------------------
 
@@ -166,12 +171,12 @@ class Store:
     def rows(self) -> list[Row]:
         """The outbox, oldest first, without bodies."""
         query = "SELECT uid, kind, length(body), published FROM outbox ORDER BY seq"
-        return [Row(Uid.parse(u), k, size, bool(p)) for u, k, size, p in self._db.execute(query).fetchall()]
+        return [Row(Uid.parse(u), k, size, bool(p)) for u, k, size, p in self._read(query)]
 
     def body(self, uid: Uid) -> bytes | None:
         """The bytes to send for a row; None when it is gone."""
-        row = self._db.execute("SELECT body FROM outbox WHERE uid = ?", (str(uid),)).fetchone()
-        return None if row is None else bytes(row[0])
+        found = self._read("SELECT body FROM outbox WHERE uid = ?", (str(uid),))
+        return bytes(found[0][0]) if found else None
 
     def mark_published(self, uid: Uid) -> None:
         """Record, before its first byte leaves, that only a verdict may remove this row (I4)."""
@@ -215,9 +220,7 @@ class Store:
 
     def report(self) -> Report:
         """Outbox, jobs and last receipts, for people."""
-        jobs = self._db.execute(
-            "SELECT job, held, ask, verdict, verdict_at FROM jobs ORDER BY job"
-        ).fetchall()
+        jobs = self._read("SELECT job, held, ask, verdict, verdict_at FROM jobs ORDER BY job")
         return {
             "epoch": self.epoch,
             "next_seq": self.next_seq,
@@ -261,8 +264,14 @@ class Store:
                 self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
 
     def _meta(self, key: str) -> object:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        found = self._read("SELECT value FROM meta WHERE key = ?", (key,))
+        return found[0][0] if found else None
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _failed(self.path, "be read", error) from error
 
     def _number(self, key: str) -> int:
         value = self._meta(key)
@@ -281,13 +290,14 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: cannot {what}: {error}") from error
+            raise _failed(self.path, what, error) from error
 
 
 def open_store(folder: Path) -> Store:
     """Open or make the state database in `folder`; a damaged one is put aside and a new epoch begins (I12).
 
-    Raises StoreError when the folder cannot be written or the database was made by newer software.
+    Raises StoreBusyError when that cannot be done for now, StoreError when the folder is not permitted or the
+    database was made by newer software.
     """
     path = folder / FILE
     try:
@@ -300,7 +310,7 @@ def open_store(folder: Path) -> Store:
             _log.error("state_damaged", file=str(path), error=str(error), aside=str(_quarantine(path)))
             return _open(path)
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path}: cannot be opened: {error}") from error
+        raise _failed(path, "be opened", error) from error
 
 
 def read_report(folder: Path) -> Report:
@@ -313,6 +323,10 @@ def read_report(folder: Path) -> Report:
             return Store(connection, path).report()
     except (sqlite3.Error, TypeError) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
+
+
+def _failed(path: Path, what: str, error: Exception) -> StoreError:
+    return (StoreBusyError if passing(error) else StoreError)(f"{path}: cannot {what}: {error}")
 
 
 def _open(path: Path) -> Store:

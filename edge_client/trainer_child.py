@@ -21,6 +21,7 @@ from edge_client import (
 from edge_client.bundle import BundleError
 from edge_client.participation import Participation, TaskError, pack, train
 from edge_client.samples import DataError, Samples
+from edge_client.storage import write_whole
 from edge_client.trainer_protocol import (
     Answer,
     DataSource,
@@ -158,7 +159,10 @@ def _model(task: TrainTask, session: TrainingSession) -> Sequence[grid.Grid]:
     if (version, grid.model_hash(values).hex()) != (task.version, task.version_hash):
         raise TaskError("resync", f"the blobs lead to version {version}, not to {task.version} as published")
     if task.model_paths or not path.exists():
-        _replace(path, grid.encode_keyframe(version, values))
+        try:
+            write_whole(path, grid.encode_keyframe(version, values))
+        except OSError as error:
+            raise TaskError("storage", f"the model cannot be kept: {error.strerror}") from error
     return values
 
 
@@ -176,16 +180,6 @@ def _bytes(path: Path) -> bytes:
     if path.stat().st_size > FRAME_BYTES_MAX:
         raise RemoteWireError("too_large", f"{path.name} is over {FRAME_BYTES_MAX} B")
     return path.read_bytes()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write temp, fsync, rename: a crash leaves the old model or the new one."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -61,7 +61,8 @@ class Uplink:
                 if not self._indices:
                     self._meter.end()
             elif self._queue:
-                self._begin(self._queue.popleft())
+                self._begin(self._queue[0])
+                self._queue.popleft()  # only now: when storage fails it is begun again
             else:
                 self._body = None
                 return

@@ -77,11 +77,13 @@ class Work:
         """Start the next task when the trainer is free."""
         if self._trainer.busy or not self._queue:
             return
-        item = self._current = self._queue.popleft()
+        item = self._queue[0]
         if isinstance(item, _Describe):
-            self._trainer.submit(DescribeTask(source(self._config.data[item.name])))
+            task: DescribeTask | TrainTask = DescribeTask(source(self._config.data[item.name]))
         else:
-            self._trainer.submit(self._train_task(item))
+            task = self._train_task(item)
+        self._trainer.submit(task)
+        self._current = self._queue.popleft()  # only now: when storage fails it is begun again
 
     def take(self, word: Said | Gone, now: float) -> Answered | TrainerDied | DataKnown | None:
         """Turn a word of the trainer into an event; None when it is about a task that was given up."""

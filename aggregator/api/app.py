@@ -51,11 +51,15 @@ async def _body(request: Request, bytes_max: int) -> bytes:
 def _add_service(app: FastAPI, engine: Engine) -> None:
     @app.get(f"{PREFIX}/health")
     async def health() -> dict[str, Any]:
-        """Answers when the engine works; `bridge` holds the bridge's counters, null before its first."""
+        """Answers when the server does; `status` is "ok", or "waiting" while storage takes nothing, for `reason`.
+
+        `bridge` holds the bridge's counters, null before its first.
+        """
         _, value = await engine.ports.heads.load(f"{cells.BRIDGE_PREFIX}main")
         bridge = msgspec.to_builtins(msgspec.json.decode(value, type=cells.BridgeCell)) if value else None
         return {
-            "status": "ok",
+            "status": "waiting" if engine.trouble else "ok",
+            "reason": engine.trouble,
             "jobs": len(engine.jobs),
             "devices": len(engine.fleet.devices),
             "bridge": bridge,

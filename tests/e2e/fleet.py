@@ -34,10 +34,10 @@ SCHEMA = DataSchema(shape=(2, 8), n_classes=3, axes=("channel", "time"))
 _RUN = """
 import sys
 from pathlib import Path
-from edge_client import config, daemon, trainer
+from edge_client import config, process, trainer
 if sys.argv[2]:
     trainer.COMMAND = (sys.executable, sys.argv[2])
-daemon.run(config.load(Path(sys.argv[1])), log_json=True)
+process.run(config.load(Path(sys.argv[1])), log_json=True)
 """
 
 

@@ -1,7 +1,9 @@
 """The device daemon against real brokers and a scripted bridge: what it says, survives and cleans up."""
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -236,7 +238,7 @@ def test_second_daemon_on_the_same_state_is_refused(bridge, node):
     second.log = node.folder / "second.log"
     second.start()
     assert second.process.wait(WAIT_S) == 1
-    assert b"another daemon uses this state" in second.log.read_bytes()
+    assert f"another daemon (process {node.process.pid}) uses this state".encode() in second.log.read_bytes()
 
 
 def test_real_trainer_child_learns_and_no_sample_leaves(bridge, broker, tmp_path):
@@ -295,3 +297,112 @@ def test_checkup_says_exactly_what_is_wrong(tmp_path):
     assert "axis 1 (time) has 7 values, the configuration declares 8" in data["detail"]
     assert not broker["ok"]
     assert broker["detail"] == "Connection refused; is an MQTT broker running there?"
+
+
+def limit_files(pid, size):
+    """Let a process write no file beyond `size` bytes; None lifts it. 0 is what a full disk is to it."""
+    hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+
+class FileLimit:
+    """No file of the daemon may grow."""
+
+    def __init__(self, node):
+        self.node = node
+
+    def fill(self):
+        limit_files(self.node.process.pid, 0)
+
+    def free(self):
+        limit_files(self.node.process.pid, None)
+
+    def close(self):
+        """The limit goes with the process."""
+
+
+class SmallDisk:
+    """The state on a file system of 4 MB, which another file fills up."""
+
+    def __init__(self, node):
+        self.path = node.folder / "state"
+        self.path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(self.path)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"a small tmpfs needs root: {made.stderr.strip()}")
+
+    def fill(self):
+        with (self.path / "other").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:  # until there is no space
+                file.write(bytes(4096))
+
+    def free(self):
+        (self.path / "other").unlink()
+
+    def close(self):
+        subprocess.run(["umount", str(self.path)], check=True)
+
+
+@pytest.fixture(params=[FileLimit, SmallDisk])
+def disk(request, node):
+    """A disk that can be filled up."""
+    made = request.param(node)
+    yield made
+    if node.process is not None:
+        node.stop()
+    made.close()
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(bridge, node, disk):
+    """I4: with a full disk a finished training waits, the server is told why, and it goes up once there is room."""
+    bridge.offer()
+    node.start()
+    first = bridge.ask()
+    bridge.assign(first, steps=20, version=7)
+    bridge.task("training")
+    disk.fill()
+    assert "state.db" in bridge.task("training", "storage: ")["reason"]
+    assert not [topic for topic, _ in bridge.heard if "/up/" in topic]
+    disk.free()
+    uid, frame = bridge.update()
+    assert frame[8:].startswith(f"uid {uid} residual None ".encode())
+    disk.fill()
+    bridge.receipt(uid)
+    bridge.task("uploading", "storage: ")
+    disk.free()
+    second = bridge.wait("ask", lambda b: b["ask"] > first["ask"])[1]
+    assert second["holds"] == 7
+    bridge.assign(second, version=8)
+    later, frame = bridge.update()
+    assert frame[8:].startswith(f"uid {later} residual b'accepted {uid}'".encode())
+    until(lambda: "storage_works" in node.events())
+
+
+def test_a_pull_onto_a_full_disk_goes_on_when_there_is_room(bridge, node, disk):
+    """A model that finds no room is pulled once there is some, without a new assignment."""
+    bridge.offer()
+    node.start()
+    asked = bridge.ask()
+    disk.fill()
+    bridge.assign(asked, size=1_000_000)
+    bridge.task("pulling", "storage: ")
+    disk.free()
+    bridge.task("training")
+    bridge.update()
+
+
+def test_a_daemon_started_on_a_full_disk_waits_for_room(bridge, node):
+    """The daemon does not end when its state cannot be opened for now; SIGTERM still stops it at once."""
+    node.prelude = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY));"
+    bridge.offer()
+    node.start()
+    pid = node.process.pid
+    until((node.folder / "state" / "lock").exists)
+    limit_files(pid, None)
+    bridge.ask()
+    assert node.process.pid == pid
+    assert node.stop() == 0
+    node.start()
+    until(lambda: resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE)[0] == 0)
+    assert node.stop() == 0

@@ -9,18 +9,12 @@ from edge_client.events import JobRow
 from edge_client.store import NewUpdate, StoreError, open_store, read_report
 from edge_client.wire.messages import BlobRef, DataSchema, Offer
 from edge_client.wire.topics import Uid
+from tests.unit.edge_client.offers import finished
 
 
 def offer(job="job"):
     """An offer of a small job."""
     return Offer(job, "data", DataSchema((2,), 2), BlobRef("0" * 64, 10))
-
-
-def finished(store, job="job", text=b"a"):
-    """Store a finished training and return its uid."""
-    uid = Uid("dev", job, store.epoch, store.next_seq)
-    store.add_update(NewUpdate(uid, b"frame" + text, b"{}", 3, b"accepted" + text, b"kept" + text))
-    return uid
 
 
 @pytest.fixture
