@@ -18,6 +18,7 @@ from aggregator.api.app import create_app
 from aggregator.engine import Engine
 from aggregator.errors import AggregatorError
 from aggregator.evaluator import Evaluator
+from broker_bridge.claim import claimed
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
 
@@ -39,7 +40,7 @@ def main(ports: str, host: str, port: int, cache: Path | None) -> None:
     """Run the aggregator until SIGTERM. Exit codes: 0 stopped, 1 could not go on (the log says why)."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     try:
-        with _directory(cache) as bundles:
+        with claimed(ports, "aggregator"), _directory(cache) as bundles:
             asyncio.run(_serve(ports, host, port, bundles))
     except (AggregatorError, PortError, OSError) as error:
         log.error("aggregator.failed", error=str(error))  # noqa: TRY400 - the message says it; a person reads this

@@ -4,7 +4,6 @@ They share only the ports, so the same three run on a cluster without this.
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -20,8 +19,10 @@ import structlog
 
 from aggregator.restarts import Restarts
 from broker_bridge.broker import Broker, BrokerError, Kind, free_port
+from edge_client.storage import HeldError, hold
 
-STOP_S = 10.0  # the bridge drains its window and the aggregator writes its memo in well under a second
+STOP_S = 4.5  # for all three; the bridge drains its window and the aggregator writes its memo in well under a second
+BROKER_STOP_S = 1.0  # of it, after the others have said their farewells
 POLL_S = 0.1
 LOG_BYTES_MAX = 10_000_000  # a log above this is put aside as .old when its process starts
 LOG_TAIL_BYTES = 2000
@@ -68,14 +69,19 @@ class Child:
         except (BrokerError, OSError) as error:
             self._died(0.0, time.monotonic(), str(error))
 
-    def stop(self) -> None:
-        """Ask the process to end, and kill it when it does not."""
-        if self.process is None or self.process.poll() is not None:
+    def ask_to_end(self) -> None:
+        """Send SIGTERM."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def end(self, deadline: float) -> None:
+        """Wait until the process has ended, and kill it at the deadline (monotonic seconds)."""
+        if self.process is None:
             return
-        self.process.terminate()
         try:
-            self.process.wait(STOP_S)
+            self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            log.warning("process.killed", name=self.name, why="it did not end when asked")
             self.process.kill()
             self.process.wait()
 
@@ -147,9 +153,13 @@ class Supervisor:
         return next((child for child in self.children if child.restarts.hopeless), None)
 
     def stop(self) -> None:
-        """End all three, the broker last."""
-        for child in reversed(self.children):
-            child.stop()
+        """End all three within STOP_S, the broker last: it still takes the others' farewells."""
+        deadline = time.monotonic() + STOP_S
+        for group, until in ((self.children[1:], deadline - BROKER_STOP_S), (self.children[:1], deadline)):
+            for child in group:
+                child.ask_to_end()
+            for child in group:
+                child.end(until)
         if self._lock is not None:
             self._lock.close()
 
@@ -203,15 +213,13 @@ def until_signalled() -> Iterator[list[int]]:
 
 
 def _lock(state_dir: Path) -> IO[str]:
-    lock = (state_dir / "lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
+        return hold(state_dir / "lock")
+    except HeldError as error:
         raise SupervisorError(
-            f"{state_dir} is in use by another fedfleet server; stop it, or choose another --state-dir"
+            f"{state_dir} is in use by another fedfleet server (process {error.pid or 'unknown'}); "
+            "stop it, or choose another --state-dir"
         ) from error
-    return lock
 
 
 def _check_free(port: int, option: str) -> None:

@@ -13,6 +13,7 @@ import click
 import structlog
 
 from broker_bridge.bridge import Bridge
+from broker_bridge.claim import claimed
 from broker_bridge.ports import PortError, open_ports
 
 log = structlog.get_logger()
@@ -38,7 +39,8 @@ def main(url: str, broker: str, name: str, log_level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        asyncio.run(_run(url, host, int(port), name))
+        with claimed(url, f"bridge-{name}"):
+            asyncio.run(_run(url, host, int(port), name))
     except PortError as error:
         log.error("bridge_failed", error=str(error))  # noqa: TRY400 - the message names the file
         sys.exit(1)

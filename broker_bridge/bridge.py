@@ -24,7 +24,9 @@ from edge_client.wire import messages, topics
 from edge_client.wire.messages import ServiceState
 
 SAVE_S = 1.0  # how often counters and cursor are written: what a kill -9 loses of the counters
-STOP_S = 5.0  # for the last write of counters and cursor, when the disk is full for instance
+STOP_S = (
+    2.0  # for the last write of counters and cursor, which may be lost, when the disk is full for instance
+)
 SERVICE = "bridge"
 
 log = structlog.get_logger()
@@ -64,8 +66,11 @@ class Bridge:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await pulls.close()
-        async with asyncio.timeout(STOP_S):
-            await self._save(uplink, downlink)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._save(uplink, downlink)
+        except TimeoutError:
+            log.warning("counters_not_saved", reason=f"storage took longer than {STOP_S:g} s")
         log.info("bridge_stopped")
 
     async def _load(self) -> None:

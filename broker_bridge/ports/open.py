@@ -7,7 +7,7 @@ from broker_bridge.ports.sqlite import open_sqlite
 from broker_bridge.ports.types import PortError, Ports
 
 PARTITIONS = 4  # of a new embedded engine: enough that a shard per core has work, few enough to poll
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 def open_ports(url: str, partitions: int = PARTITIONS) -> Ports:
@@ -19,6 +19,6 @@ def open_ports(url: str, partitions: int = PARTITIONS) -> Ports:
     """
     if url == "memory:":
         return open_memory(partitions)
-    if url.startswith(_SQLITE) and len(url) > len(_SQLITE):
-        return open_sqlite(Path(url.removeprefix(_SQLITE)), partitions)
+    if url.startswith(SQLITE) and len(url) > len(SQLITE):
+        return open_sqlite(Path(url.removeprefix(SQLITE)), partitions)
     raise PortError(f"no engine for {url!r}; known: 'memory:' and 'sqlite:///path/fleet.db'")

@@ -70,7 +70,7 @@ def test_up_is_refused_where_one_runs(up):
     """I3: a second server on the same state directory says so, and the first is not disturbed."""
     done = fedfleet("up", "--state-dir", up.state_dir, "--port", 0, "--mqtt-port", 0, code=1)
 
-    assert "in use by another fedfleet server" in done.stderr
+    assert f"in use by another fedfleet server (process {up.process.pid})" in done.stderr
     assert "--state-dir" in done.stderr
     assert httpx.get(f"{up.facts['api']}/health").is_success
 

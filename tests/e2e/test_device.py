@@ -369,7 +369,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(bridge, node, disk):
     assert frame[8:].startswith(f"uid {uid} residual None ".encode())
     disk.fill()
     bridge.receipt(uid)
-    bridge.task("uploading", "storage: ")
+    bridge.wait("task", lambda b: "storage: " in b.get("reason", ""))
     disk.free()
     second = bridge.wait("ask", lambda b: b["ask"] > first["ask"])[1]
     assert second["holds"] == 7
@@ -403,6 +403,7 @@ def test_a_daemon_started_on_a_full_disk_waits_for_room(bridge, node):
     bridge.ask()
     assert node.process.pid == pid
     assert node.stop() == 0
+    (node.folder / "state" / "lock").unlink()
     node.start()
-    until(lambda: resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE)[0] == 0)
+    until((node.folder / "state" / "lock").exists)
     assert node.stop() == 0
