@@ -10,7 +10,7 @@ from firmware_test_derivatives import B, check, check_alone, run
 from onnx import TensorProto, helper
 
 from firmware_tools import compile_training
-from firmware_tools.autodiff import Graph, correlation, differentiate, supported, table
+from firmware_tools.autodiff import Graph, correlation, differentiate, patches, supported, table
 from firmware_tools.autodiff.graph import DYNAMIC, needed, shapes_of
 from firmware_tools.autodiff.reverse import lower
 from firmware_tools.errors import NotDifferentiable
@@ -35,6 +35,29 @@ def test_weight_gradients_taken_sample_by_sample_are_the_same(spec, monkeypatch)
     """A convolution whose weight gradient is summed by a Scan has the gradients of one without."""
     monkeypatch.setattr(correlation, "_SCANNED_VALUES_MIN", 0)
     check(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [c for c in CASES if c.op in ("Conv", "ConvTranspose")], ids=lambda c: c.name
+)
+def test_weight_gradients_from_patches_are_the_same(spec, monkeypatch):
+    """A convolution whose weight gradient is a product with patches has the gradients of one without."""
+    monkeypatch.setattr(patches, "CHANNELS_MIN", 1)
+    monkeypatch.setattr(patches, "CHANNELS_STRIDED_MIN", 1)
+    check(spec)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(8, 2), (64, 1)])
+def test_strides_and_many_channels_gather_patches(channels, stride):
+    """Where strides leave no long runs to shift, or channels are many, the values of patches are gathered."""
+    graph, shapes = Graph(18), {"x": (B, channels, 8, 8), "w": (8, channels, 3, 3)}
+    graph.add("Conv", *shapes, output="y", pads=[1] * 4, strides=[stride] * 2)
+    known = shapes_of(graph, shapes, ["y"])
+    gradient = differentiate(graph, known, "y", "dy", ["w"])["w"]
+    (scan,) = (node for node in needed(graph.nodes, [gradient]) if node.op_type == "Scan")
+    (body,) = (a.g for a in scan.attribute if a.name == "body")
+
+    assert "Gather" in {node.op_type for node in body.node}
 
 
 def test_large_weight_gradients_are_taken_sample_by_sample():
