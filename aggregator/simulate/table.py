@@ -94,7 +94,7 @@ def _cells(row: Line) -> list[str]:
     for name in COSTS:
         text = _text(row[name], 1 / MEGA if name.startswith("bytes") else 1, _FORMS.get(name, ",.0f"))
         ratio = row["ratio"][name]
-        costs.append(text if ratio is None else f"{text}\n{ratio:.2f}x")
+        costs.append(text if ratio is None else f"{text}\n{ratio:.3g}x")
     return [row["strategy"], *own, *costs]
 
 
