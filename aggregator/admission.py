@@ -22,4 +22,6 @@ def job_cell(job: Job, state: Literal["running", "ended"]) -> JobCell:
 
 def version_cell(job: Job) -> VersionCell:
     """The cell `version/<job>`."""
-    return VersionCell(version=job.version, manifest=job.digest, hashes=job.hashes())
+    return VersionCell(
+        version=job.version, manifest=job.digest, hashes=job.hashes(), parent=job.manifest.parent
+    )

@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 
 from aggregator.downlink import Downlink
-from aggregator.errors import NotFoundError, RefusedError, StrategyError
+from aggregator.errors import CorruptStateError, NotFoundError, RefusedError, StrategyError
 from aggregator.fleet import Fleet
 from aggregator.intake import Intake
 from aggregator.job import Job
@@ -32,6 +32,9 @@ READ_LIMIT = 256  # entries of one partition per look: keeps a step short under 
 MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
 TRIM_INTERVAL_S = 30.0  # trimming at each memo would double the writes
 LOG_KEPT = 256  # folded entries of a partition that stay for a person to look into
+REFOLDED_MAX = (
+    10_000  # entries of a partition that stay for a job to go back a version; of a job that idles no more
+)
 TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
 
 T = TypeVar("T")
@@ -65,7 +68,8 @@ class Engine:
         }
         self._memo_at = self._trim_at = 0.0
         self._dirty = False
-        self._intake = Intake(self.fleet, self.jobs, self.store.records)
+        self._intake = Intake(self.fleet, self.jobs, self.store.records, store.damaged)
+        self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
         for job in self.jobs.values():
             await self._announce(job)
         self._stale = False
@@ -155,7 +159,7 @@ class Engine:
             for entry in entries:
                 fresh = entry.offset > self._memo_offsets[partition]
                 wanted = self._intake.wants(entry)
-                blob = None if wanted is None else await load_cached(self.ports.blobs, wanted)
+                blob = None if wanted is None else await self._cached(wanted, entry.uid)
                 intake = self._intake.take(partition, entry, fresh=fresh, blob=blob)
                 self.cursor[partition] = entry.offset
                 self._dirty = True
@@ -239,16 +243,31 @@ class Engine:
         memo = Memo(
             offsets=dict(self.cursor),
             devices=self.fleet.devices,
-            jobs={name: job.memo(self.cursor) for name, job in self.jobs.items()},
+            jobs=self._put_aside | {name: job.memo(self.cursor) for name, job in self.jobs.items()},
         )
         await self._memos.save(memo)
-        if self._memo_at - self._trim_at < TRIM_INTERVAL_S:
+        if self._memo_at - self._trim_at >= TRIM_INTERVAL_S:
+            self._trim_at = self._memo_at
+            await self._trim()
+
+    async def _trim(self) -> None:
+        """Forget what no job will fold, nor fold again when its newest version is lost; all stays while one is damaged."""
+        if self.store.damaged:
             return
-        self._trim_at = self._memo_at
         for partition in range(self.ports.partitions):
-            unread = [j.folded.get(partition, 0) for j in self.jobs.values() if j.buffered]
-            below = min([self.cursor[partition] - LOG_KEPT, *unread]) + 1
+            cursor, jobs = self.cursor[partition], self.jobs.values()
+            unread = [j.folded.get(partition, 0) for j in jobs if j.buffered]
+            again = [max(a, cursor - REFOLDED_MAX) for j in jobs if (a := j.refolds(partition)) is not None]
+            below = min([cursor - LOG_KEPT, *unread, *again]) + 1
             await self.ports.log.trim(partition, max(below, 0))
+
+    async def _cached(self, digest: str, uid: str) -> bytes | None:
+        """A frame of a job's cache; without one that is damaged the update is folded uncalibrated."""
+        try:
+            return await load_cached(self.ports.blobs, digest)
+        except CorruptStateError as error:
+            log.error("cache.damaged", uid=uid, error=str(error))  # noqa: TRY400
+            return None
 
     async def _wait(self) -> None:
         waits = [

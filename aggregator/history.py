@@ -56,7 +56,12 @@ class History:
         self._smooth(record.version)
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """A device evaluated a version on its hold-out before training from it; admission knows the version."""
+        """A device evaluated a version on its hold-out before training from it.
+
+        Admission knows the version, but it may have been lost since (resume.py).
+        """
+        if evaluation.version >= len(self.records):
+            return
         self._take(evaluation.version, Holdout.of(evaluation.before))
         self.records[evaluation.version].reported.add(evaluation)
 
@@ -71,11 +76,13 @@ class History:
         return {record.version: record.reported for record in self.records if record.reported.devices}
 
     def recall(self, holdouts: dict[int, Holdout], reported: dict[int, Reported]) -> None:
-        """Take up a memo; every version of it is here already."""
+        """Take up a memo; every version of it is here already, but for one that was lost (resume.py)."""
         for version, holdout in holdouts.items():
-            self._take(version, holdout)
+            if version < len(self.records):
+                self._take(version, holdout)
         for version, sums in reported.items():
-            self.records[version].reported = sums
+            if version < len(self.records):
+                self.records[version].reported = sums
 
     def best(self, among: Collection[int]) -> int | None:
         """Of these versions the one with the best smoothed hold-out score, the earliest of equals."""

@@ -4,6 +4,7 @@ Replay after a restart begins at the oldest offset that anything needs: updates 
 folded offset, everything else below the memo's (`fresh` is False).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import msgspec
@@ -35,7 +36,10 @@ class Taken:
 class Intake:
     """Applies entries to fleet and jobs, which it shares with the engine."""
 
-    def __init__(self, fleet: Fleet, jobs: dict[str, Job], records: dict[str, JobRecord]) -> None:
+    def __init__(
+        self, fleet: Fleet, jobs: dict[str, Job], records: dict[str, JobRecord], damaged: Collection[str] = ()
+    ) -> None:
+        self._damaged = damaged
         self._fleet = fleet
         self._jobs = jobs
         self._records = records
@@ -45,11 +49,13 @@ class Intake:
         if entry.kind is not Kind.UPDATE:
             return None
         uid = Uid.parse(entry.uid)
-        return self._jobs[uid.job].wants(uid.device)
+        return None if uid.job in self._damaged else self._jobs[uid.job].wants(uid.device)
 
     def take(self, partition: int, entry: Entry, *, fresh: bool, blob: bytes | None = None) -> Taken:
         """Apply one entry; `blob` is the one that `wants` named."""
         taken = Taken()
+        if entry.kind in (Kind.UPDATE, Kind.EVALUATION) and Uid.parse(entry.uid).job in self._damaged:
+            return taken  # the log keeps it until the job is mended
         if entry.kind is Kind.UPDATE:
             self._update(partition, entry, taken, blob, fresh=fresh)
         elif fresh and entry.kind is Kind.EVALUATION:
@@ -96,6 +102,8 @@ class Intake:
         elif record.topic == "ask":
             ask = decode(Ask, record.payload)
             self._fleet.device(device, at)
+            if ask.job in self._damaged:
+                return  # the device asks again
             if not self._running(ask.job):
                 taken.ends.append((device, ask.job, ""))
             elif self._jobs[ask.job].codec(ask) is None:
@@ -121,5 +129,7 @@ class Intake:
                 job.leases.away(device)
 
     def _running(self, name: str) -> bool:
+        if name in self._damaged:  # to be told that it has ended a device would forget it
+            return True
         record = self._records.get(name)
         return record is not None and record.state == "running"

@@ -126,6 +126,11 @@ class Job:
         if ask.n_samples >= self.spec.selection.samples_min:
             self.leases.ask(device, ask, at, self.learner.contributions[device])
 
+    def refolds(self, partition: int) -> int | None:
+        """The offset after which entries are folded again if the newest version is lost; None: from none."""
+        included = self.manifest.included.get(partition)
+        return None if included is None else included[0]
+
     # -- what follows --------------------------------------------------------------------------------
 
     def due(self, now: float, *, draining: bool) -> bool:
@@ -270,7 +275,7 @@ class Job:
         for partition, upto in memo.folded.items():
             self.folded[partition] = max(upto, self.folded.get(partition, 0))
         self.history.recall(memo.holdouts, memo.reported)
-        self.history.on_testset = dict(memo.on_testset)
+        self.history.on_testset = {v: m for v, m in memo.on_testset.items() if v <= self.version}
         self.paths.merged = {version: list(digests) for version, digests in memo.merged.items()}
 
     def hashes(self) -> dict[int, str]:

@@ -6,29 +6,20 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
+import structlog
 
-from aggregator import testset
+from aggregator import resume, testset
 from aggregator.admission import job_cell, version_cell
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.hidden import State
 from aggregator.job import Job, JobMemo
-from aggregator.learner import Learner, Sealed
+from aggregator.learner import Sealed
+from aggregator.snapshot import Snapshots
 from aggregator.spec import JobSpec, check_bundle
 from aggregator.testset import TestSet
-from aggregator.versions import (
-    VersionManifest,
-    first,
-    load_delta,
-    load_manifest,
-    load_model,
-    load_slots,
-    load_state,
-    load_sums,
-    put_manifest,
-    record,
-)
+from aggregator.versions import VersionManifest, first, put_manifest, record
 from broker_bridge import cells
-from broker_bridge.ports import Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
+from broker_bridge.ports import Change, Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
 from broker_bridge.ports.files import storage_error
 from edge_client.bundle import PARAMS, Bundle, BundleError, open_bundle
 from edge_client.wire import grid
@@ -38,6 +29,7 @@ from firmware_tools.errors import ToolError
 from firmware_tools.inspect import inspect
 
 SPEC_PREFIX = "spec/"
+log = structlog.get_logger()
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -50,6 +42,7 @@ class JobRecord(msgspec.Struct):
     state: Literal["running", "ended"] = "running"
     ended_at: float | None = None
     reason: str = ""
+    damage: str = ""  # what was lost of it and how it went on
 
 
 class BundleShelf:
@@ -122,7 +115,9 @@ class JobStore:
     def __init__(self, ports: Ports, shelf: BundleShelf) -> None:
         self._ports = ports
         self._shelf = shelf
+        self._snapshots = Snapshots(ports.heads, ports.blobs)
         self.records: dict[str, JobRecord] = {}
+        self.damaged: dict[str, str] = {}  # jobs that could not be loaded, and why
         self._revisions: dict[str, int] = {}
 
     async def create(self, spec: JobSpec, now: float) -> Job:
@@ -140,26 +135,35 @@ class JobStore:
         return await self._begin(job_record, bundle)
 
     async def load(self, memos: dict[str, JobMemo]) -> dict[str, Job]:
-        """Load every job at its newest version; raise CorruptStateError."""
+        """Load every job at its newest version; one that cannot be is named in `damaged`, and does not stop others."""
         jobs = {}
+        stored = {str(digest) async for digest in self._ports.blobs.list()}
         for change in await self._ports.heads.list(SPEC_PREFIX):
-            if change.value is None:
-                continue
-            job_record = decode_head(change.key, change.value, JobRecord)
-            name = job_record.spec.name
-            self._revisions[change.key] = change.revision
-            self.records[name] = job_record
-            bundle, _ = await self._shelf.open(job_record.bundle.digest)
-            cell = b""
-            for key in (cells.version_key(name), cells.job_key(name)):
-                self._revisions[key], cell = await self._ports.heads.load(key)
-            if self._revisions[cells.version_key(name)] == 0:
-                jobs[name] = await self._begin(job_record, bundle)  # the engine died inside `create`
-                continue
-            jobs[name] = await self._resume(job_record, bundle, memos.get(name, JobMemo()))
-            if cell != msgspec.json.encode(job_cell(jobs[name], job_record.state)):  # it died inside `end`
-                await self._swing(cells.job_key(name), job_cell(jobs[name], job_record.state))
+            name = change.key.removeprefix(SPEC_PREFIX)
+            try:
+                jobs[name] = await self._load(change, memos.get(name, JobMemo()), stored)
+            except (CorruptStateError, NotFoundError) as error:
+                self.damaged[name] = str(error)
+                log.error("job.damaged", job=name, error=str(error))  # noqa: TRY400 - the message says what
         return jobs
+
+    async def _load(self, change: Change, memo: JobMemo, stored: set[str]) -> Job:
+        job_record = decode_head(change.key, change.value or b"", JobRecord)
+        name = job_record.spec.name
+        self._revisions[change.key] = change.revision
+        self.records[name] = job_record
+        bundle, _ = await self._shelf.open(job_record.bundle.digest)
+        values = {}
+        for key in (cells.version_key(name), cells.job_key(name)):
+            self._revisions[key], values[key] = await self._ports.heads.load(key)
+        if self._revisions[cells.version_key(name)] == 0:
+            return await self._begin(job_record, bundle)  # the engine died inside `create`
+        version = decode_head(cells.version_key(name), values[cells.version_key(name)], cells.VersionCell)
+        job = await self._resume(job_record, bundle, version, memo, stored)
+        cell = job_cell(job, job_record.state)
+        if values[cells.job_key(name)] != msgspec.json.encode(cell):  # it died inside `end`
+            await self._swing(cells.job_key(name), cell)
+        return job
 
     async def commit(self, job: Job, sealed: Sealed) -> None:
         """Store a version and swing the head to it (I3); raise Conflict when another engine was first."""
@@ -169,6 +173,7 @@ class JobStore:
         surplus = job.advance(sealed, digest)
         job.history.add(record(digest, sealed.manifest))
         await self._swing(cells.version_key(job.spec.name), version_cell(job))
+        await self._snapshots.save_due(job)
         for surplus_digest in surplus:
             await blobs.delete(Digest(surplus_digest))
 
@@ -202,38 +207,28 @@ class JobStore:
         await self._swing(cells.version_key(job.spec.name), version_cell(job))
         return job
 
-    async def _resume(self, job_record: JobRecord, bundle: Bundle, memo: JobMemo) -> Job:
-        blobs = self._ports.blobs
-        _, value = await self._ports.heads.load(cells.version_key(job_record.spec.name))
-        digest = decode_head("the version", value, cells.VersionCell).manifest
-        chain = [(digest, await load_manifest(blobs, digest))]
-        while chain[-1][1].parent:
-            parent = chain[-1][1].parent
-            chain.append((parent, await load_manifest(blobs, parent)))
-        state = await load_state(blobs, chain[0][1], bundle.manifest.sizes)
-        job = self._job(job_record, bundle, (*chain[0], state))
-        for ancestor_digest, ancestor in reversed(chain):
-            job.history.add(record(ancestor_digest, ancestor))
-            job.learner.recall(ancestor)
-        await self._fill(job.learner)
-        job.recall(memo)
-        stored = {digest async for digest in blobs.list()}
-        job.recent = {m.version: m for _, m in reversed(chain) if m.keyframe.digest in stored}
+    async def _resume(
+        self, job_record: JobRecord, bundle: Bundle, cell: cells.VersionCell, memo: JobMemo, stored: set[str]
+    ) -> Job:
+        blobs, name, sizes = self._ports.blobs, job_record.spec.name, bundle.manifest.sizes
+        if cell.version == 0:  # its key-frame is the bundle's, which was verified
+            await blobs.put(bundle.member(PARAMS))
+        found = await resume.newest(blobs, cell, sizes)
+        job = self._job(job_record, bundle, (found.digest, found.manifest, found.state))
+        await resume.recall(blobs, job, await self._snapshots.load(name), stored)
+        job.learner.slots = found.slots
+        if found.sums is not None:
+            job.learner.cache.sums, job.learner.cache.weight = found.sums, found.manifest.cache_weight
+        # What a memo calls folded may lie in the lost version alone.
+        job.recall(msgspec.structs.replace(memo, folded={}) if found.damage else memo)
         if job_record.state == "running":
-            for version in range(max(1, job.oldest), job.version + 1):
-                job.paths.extend(version, await load_delta(blobs, job.recent[version]))
-                if job_record.spec.mixing:
-                    model = await load_model(blobs, job.recent[version], bundle.manifest.sizes)
-                    job.learner.remember(version, model)
+            await resume.reach(blobs, job, sizes)
+        if found.damage:
+            log.error("version.lost", job=name, damage=found.damage)
+            await self._swing(cells.version_key(name), version_cell(job))
+            self.records[name] = msgspec.structs.replace(job_record, damage=found.damage)
+            await self._swing(f"{SPEC_PREFIX}{name}", self.records[name])
         return job
-
-    async def _fill(self, learner: Learner) -> None:
-        """Load what the newest version says of the next besides its model."""
-        blobs, manifest = self._ports.blobs, learner.manifest
-        learner.slots = await load_slots(blobs, manifest)
-        sums = await load_sums(blobs, manifest)
-        if sums is not None:
-            learner.cache.sums, learner.cache.weight = sums, manifest.cache_weight
 
     def _job(self, job_record: JobRecord, bundle: Bundle, head: tuple[str, VersionManifest, State]) -> Job:
         self.records[job_record.spec.name] = job_record

@@ -6,8 +6,9 @@ manifests and in the blobs they name, so replaying the log from any stored versi
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from aggregator import bounds, strategy
@@ -42,6 +43,20 @@ class Sealed:
     blobs: tuple[bytes, ...]
 
 
+class Past(msgspec.Struct):
+    """What all versions so far say of the next, besides the newest one's blobs.
+
+    `spare` are digests of blobs that only the version before the newest needs, and `references` of those that only
+    the newest does.
+    """
+
+    contributions: dict[str, int]
+    norms: list[dict[int, int]]
+    cached: dict[str, CacheEntry]
+    spare: list[str]
+    references: list[str]
+
+
 class Learner:
     """The newest version and the buffer of the next one."""
 
@@ -57,6 +72,8 @@ class Learner:
         ] = {}  # models of past versions, for a strategy that mixes them
         self.remember(self.manifest.version, self.state.model)
         self._norms: deque[Mapping[int, int]] = deque(maxlen=bounds.WINDOW_VERSIONS)
+        self._spare: set[str] = set()  # blobs that only the version before the newest needs: to go back to it
+        self._references: set[str] = set()  # of the newest version's own: its slots and sums
         self._strategy = strategy.of(spec)
         self._steps = [t.step_exp for t in bundle.table]
         self._offsets = np.cumsum([0, *bundle.sizes], dtype=np.int64)
@@ -64,9 +81,34 @@ class Learner:
 
     def recall(self, past: VersionManifest) -> None:
         """Take up what a past version says of the next; called for each in turn, the newest last."""
+        replaced = {self.cache.entries[d].frame.digest for d in past.cached if d in self.cache.entries}
         self._norms.append(past.norms)
         self.contributions.update(past.devices)
         self.cache.entries |= past.cached
+        own = _own(past)
+        self._spare = (self._references | replaced) - own
+        self._references = own
+
+    def past(self) -> Past:
+        """What the versions so far say of the next."""
+        return Past(
+            dict(self._folded()),
+            [dict(norms) for norms in self._norms],
+            dict(self.cache.entries),
+            sorted(self._spare),
+            sorted(self._references),
+        )
+
+    def take_up(self, past: Past) -> None:
+        """Start from what `past` said, instead of recalling every version."""
+        self.contributions = Counter(past.contributions)
+        self._norms.extend(past.norms)
+        self.cache.entries = dict(past.cached)
+        self._spare, self._references = set(past.spare), set(past.references)
+
+    def _folded(self) -> Counter[str]:
+        """Contributions without the buffer's, which the log will bring again."""
+        return self.contributions - Counter(self.buffer.of_device)
 
     def remember(self, version: int, model: tuple[Grid, ...]) -> None:
         """Keep the model that devices had at a version, if the strategy looks at it, and let go of older ones."""
@@ -85,6 +127,8 @@ class Learner:
         `before` is the frame that `cache.wanted` asked for.
         """
         update = self._decode(frame)
+        if update.base_version > self.manifest.version:  # of a version that was lost (resume.py)
+            update = replace(update, base_version=self.manifest.version)
         cached: Cached | None = None
         calibrated = self.spec.cache_weight > 0
         if calibrated:
@@ -146,11 +190,16 @@ class Learner:
         return Sealed(manifest, state, delta.data, slots, cached, sums, blobs)
 
     def advance(self, sealed: Sealed, digest: str) -> list[str]:
-        """The head swung to `sealed`: start a new buffer; return the digests of blobs that only the old head needed."""
-        before, after = self.manifest, sealed.manifest
-        gone = {ref.digest for ref in (before.slots, before.cache_sums) if ref is not None}
-        gone -= {ref.digest for ref in (after.slots, after.cache_sums) if ref is not None}
-        gone.update(self.cache.advance(after.cached, sealed.cache_sums, after.cache_weight))
+        """The head swung to `sealed`: start a new buffer; return the digests of blobs that nobody needs any more.
+
+        What the version before needs stays for one version more, so that a job can go back to it (resume.py).
+        """
+        after = sealed.manifest
+        replaced = set(self.cache.advance(after.cached, sealed.cache_sums, after.cache_weight))
+        own = _own(after)
+        gone = self._spare - own
+        self._spare = (self._references | replaced) - own
+        self._references = own
         self.digest, self.manifest, self.state, self.slots = (
             digest,
             sealed.manifest,
@@ -194,7 +243,7 @@ class Learner:
             for x, s in zip(self.state.exact(), self._steps, strict=True)
         ]
         newest = np.concatenate(exact)
-        models = {base: self.bases[max(base, min(self.bases))] for base in weights}
+        models = {base: self.bases[min(v for v in self.bases if v >= base)] for base in weights}
         return {
             base: np.concatenate(
                 [np.ldexp(m.astype(np.float64), s) for m, s in zip(model, self._steps, strict=True)]
@@ -230,6 +279,11 @@ class Learner:
     def _empty(self) -> Buffer:
         sizes = np.array([t.size for t in self.bundle.tensors], dtype=np.int64)
         return Buffer(Fold(self.bundle.sizes, self.spec.weighting), self.manifest.bounds, sizes)
+
+
+def _own(manifest: VersionManifest) -> set[str]:
+    """Digests of the blobs besides its model that only a newest version has, without the cache's frames."""
+    return {ref.digest for ref in (manifest.slots, manifest.cache_sums) if ref is not None}
 
 
 def _entry(pending: Pending) -> CacheEntry:

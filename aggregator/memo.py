@@ -5,13 +5,14 @@ state it produced (I2).
 """
 
 import msgspec
+import structlog
 
-from aggregator.errors import CorruptStateError
 from aggregator.fleet import DeviceRecord
 from aggregator.job import JobMemo
 from broker_bridge.ports import Blobs, CorruptBlob, Digest, Heads, MissingBlob
 
 MEMO_KEY = "memo"
+log = structlog.get_logger()
 
 
 class Memo(msgspec.Struct):
@@ -32,7 +33,7 @@ class MemoStore:
         self._digest = ""
 
     async def load(self) -> Memo:
-        """The newest memo, an empty one when there is none; raise CorruptStateError."""
+        """The newest memo, an empty one when there is none or it is damaged: what the log still has is read again."""
         self._revision, value = await self._heads.load(MEMO_KEY)
         if not value:
             return Memo()
@@ -40,7 +41,8 @@ class MemoStore:
         try:
             return msgspec.json.decode(await self._blobs.get(Digest(self._digest)), type=Memo)
         except (MissingBlob, CorruptBlob, msgspec.DecodeError) as error:
-            raise CorruptStateError(f"the memo {self._digest[:12]}: {error}") from error
+            log.error("memo.damaged", error=str(error), remedy="what the log still holds is read again")  # noqa: TRY400
+            return Memo()
 
     async def save(self, memo: Memo) -> None:
         """Replace the memo; raise Conflict when another engine wrote one meanwhile."""

@@ -112,7 +112,10 @@ async def put_manifest(blobs: Blobs, manifest: VersionManifest) -> str:
 
 async def load_manifest(blobs: Blobs, digest: str) -> VersionManifest:
     """Load a manifest; raise CorruptStateError when it is missing or damaged."""
-    return msgspec.json.decode(await _get(blobs, digest, "manifest"), type=VersionManifest)
+    try:
+        return msgspec.json.decode(await _get(blobs, digest, "manifest"), type=VersionManifest)
+    except msgspec.DecodeError as error:  # its digest is right: another program wrote it
+        raise CorruptStateError(f"manifest {digest[:12]}: {error}") from error
 
 
 def blobs_of(manifest: VersionManifest) -> list[BlobRef]:
@@ -131,6 +134,23 @@ async def load_state(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[in
     if manifest.lag is None:
         return State.start(model)
     return State(model, await _load_frame(blobs, manifest, manifest.lag, sizes))
+
+
+async def mend_keyframe(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[int]) -> bool:
+    """Store a version's key-frame again, made from the version before and the delta; False when that cannot be."""
+    if manifest.delta is None:
+        return False
+    try:
+        before = await load_manifest(blobs, manifest.parent)
+        model = await load_model(blobs, before, sizes)
+        delta = grid.decode(await load_delta(blobs, manifest), sizes)
+        keyframe = grid.encode_keyframe(manifest.version, grid.apply(model, delta, before.version))
+    except (CorruptStateError, RemoteWireError):
+        return False
+    if reference(keyframe) != manifest.keyframe:
+        return False
+    await blobs.put(keyframe)
+    return True
 
 
 async def load_delta(blobs: Blobs, manifest: VersionManifest) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from aggregator.engine import Engine
-from aggregator.errors import NotFoundError
+from aggregator.errors import NotFoundError, RefusedError
 from aggregator.fleet import DeviceRecord
 from aggregator.gini import gini
 from aggregator.history import VersionRecord
@@ -37,6 +37,7 @@ def job(engine: Engine, name: str) -> View:
         "name": name,
         "state": record.state,
         "reason": record.reason,
+        "damage": record.damage,
         "created_at": record.created_at,
         "ended_at": record.ended_at,
         "version": found.version,
@@ -154,6 +155,8 @@ def find_version(found: Job, number: int) -> VersionRecord:
 def find_job(engine: Engine, name: str) -> Job:
     """The job of this name; raise NotFoundError naming those there are."""
     found = engine.jobs.get(name)
+    if name in engine.store.damaged:
+        raise RefusedError("damaged", f"job {name} cannot be loaded; `fedfleet doctor` says what is damaged")
     if found is None:
         known = ", ".join(sorted(engine.jobs)) or "none"
         raise NotFoundError(f"no job named {name[:80]}; there are: {known}")

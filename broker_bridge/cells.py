@@ -4,6 +4,7 @@
 |---|---|---|
 | `job/<job>` | aggregator | JobCell: what admission must know |
 | `version/<job>` | aggregator | VersionCell: the newest version and the hashes of recent ones |
+| `spec/<job>`, `history/<job>`, `memo` | aggregator | its own: a job's record, and the digests of its snapshots |
 | `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
 | `fan/<job>` | aggregator | FanCell: the newest delta to be fanned out |
 | `bridge/<name>` | bridge | BridgeCell: counters |
@@ -38,11 +39,15 @@ class JobCell(msgspec.Struct, frozen=True):
 
 
 class VersionCell(msgspec.Struct, frozen=True):
-    """The newest version of a job; `hashes` maps recent versions to their 8-byte model hash in hex."""
+    """The newest version of a job; `hashes` maps recent versions to their 8-byte model hash in hex.
+
+    `parent` is the manifest of the version before, "" for version 0: what to go on from when `manifest` is damaged.
+    """
 
     version: int
     manifest: str
     hashes: dict[int, str]
+    parent: str = ""
 
 
 class FanCell(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ def _add_service(app: FastAPI, engine: Engine) -> None:
             "status": "waiting" if engine.trouble else "ok",
             "reason": engine.trouble,
             "jobs": len(engine.jobs),
+            "damaged": sorted(engine.store.damaged),
             "devices": len(engine.fleet.devices),
             "bridge": bridge,
         }

@@ -9,7 +9,14 @@ from starlette.exceptions import HTTPException
 from aggregator.errors import AggregatorError, RefusedError
 from broker_bridge.ports import Conflict, PortError, StorageFull
 
-STATUS = {"not_found": 404, "exists": 409, "ended": 409, "not_stored": 410, "too_large": 413}  # the rest: 422
+STATUS = {
+    "not_found": 404,
+    "exists": 409,
+    "ended": 409,
+    "not_stored": 410,
+    "too_large": 413,
+    "damaged": 500,
+}  # the rest: 422
 FAILED = "the server failed; its log says why"
 
 log = structlog.get_logger()

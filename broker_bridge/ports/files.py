@@ -18,6 +18,7 @@ from broker_bridge.ports.types import CorruptBlob, Digest, MissingBlob, StorageE
 ABANDONED_S = 3600.0  # a temporary file this old belongs to a writer that crashed: no blob takes an hour
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = "tmp-"
+DAMAGED = "damaged"  # directory of blobs that were found damaged
 
 
 class FileBlobs:
@@ -86,8 +87,18 @@ class FileBlobs:
         if data is None:
             raise MissingBlob(f"no blob {digest}")
         if hashlib.sha256(data).hexdigest() != digest:
-            raise CorruptBlob(f"{path} does not have the digest it is named by")
+            raise CorruptBlob(f"{path} does not have the digest it is named by{self._put_aside(path)}")
         return data
+
+    def _put_aside(self, path: Path) -> str:
+        """Keep damaged bytes for a look, away from those that are served; where they are, for a message."""
+        aside = self._directory / DAMAGED / path.name
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            path.replace(aside)
+        except OSError as error:  # what counts is that it is not used
+            return f", and cannot be put aside: {error.strerror}"
+        return f"; put aside as {aside}"
 
     def _sweep(self) -> None:
         for path in self._directory.glob(f"{_TEMPORARY}*"):

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from broker_bridge.ports import Conflict, CorruptBlob, CorruptStorage, Kind, Ports, StorageError, open_ports
+from broker_bridge.ports import (
+    Conflict,
+    CorruptBlob,
+    CorruptStorage,
+    Kind,
+    MissingBlob,
+    Ports,
+    StorageError,
+    open_ports,
+)
 from broker_bridge.ports.files import ABANDONED_S, FileBlobs
 
 DEADLINE_S = 10.0
@@ -152,7 +161,7 @@ def test_full_storage_refuses_and_recovers(sqlite_url: str) -> None:
 
 
 def test_damaged_blob_file_is_detected_and_replaced(tmp_path: Path) -> None:
-    """A blob file with a flipped bit raises CorruptBlob, and putting the blob again repairs it."""
+    """A blob file with a flipped bit raises CorruptBlob and is put aside; putting the blob again repairs it."""
 
     async def main() -> None:
         blobs = FileBlobs(tmp_path)
@@ -162,6 +171,10 @@ def test_damaged_blob_file_is_detected_and_replaced(tmp_path: Path) -> None:
         data[7] ^= 1
         path.write_bytes(data)
         with pytest.raises(CorruptBlob, match=digest):
+            await blobs.get(digest)
+        assert [d async for d in blobs.list()] == []
+        assert (tmp_path / "damaged" / digest).read_bytes() == bytes(data)
+        with pytest.raises(MissingBlob):
             await blobs.get(digest)
         await blobs.put(b"model" * 100)
         assert await blobs.get(digest) == b"model" * 100

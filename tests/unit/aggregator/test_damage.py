@@ -1,0 +1,247 @@
+"""Damaged storage: what is found damaged is said, and the version before keeps serving."""
+
+import msgspec
+import pytest
+
+from aggregator import snapshot, views
+from aggregator.errors import RefusedError
+from aggregator.memo import MEMO_KEY
+from aggregator.snapshot import taken
+from aggregator.versions import load_manifest
+from broker_bridge import cells
+from broker_bridge.ports import Kind
+from edge_client.wire import topics
+from edge_client.wire.messages import DeviceState, JobEnd
+
+
+def spoil(site, digest):
+    """Flip a bit of a stored blob."""
+    data = bytearray(site.ports.blobs._blobs[digest])
+    data[len(data) // 2] ^= 1
+    site.ports.blobs._blobs[digest] = bytes(data)
+
+
+async def trained(site, bundle, versions=2, **fields):
+    """A job with so many versions, of three updates each."""
+    await site.start_job(bundle, **fields)
+    for seed in range(3 * versions):
+        await site.update(f"dev-{seed % 3}", seed)
+        await site.step()
+    await site.engine._save_memo()
+    return site.engine.jobs["job"]
+
+
+async def restarted(site):
+    site.fresh_engine()
+    await site.engine.load()
+    return site.engine.jobs["job"]
+
+
+async def cell(site):
+    _, value = await site.ports.heads.load(cells.version_key("job"))
+    return msgspec.json.decode(value, type=cells.VersionCell)
+
+
+def test_a_damaged_keyframe_is_made_again(drive, bundle):
+    """I5: the key-frame of the newest version comes back from the one before and the delta, to the last byte."""
+
+    async def body(site):
+        job = await trained(site, bundle)
+        spoil(site, job.manifest.keyframe.digest)
+        after = await restarted(site)
+        assert (after.version, after.digest, after.buffered) == (2, job.digest, 0)
+        await site.ports.blobs.get(after.manifest.keyframe.digest)
+        assert views.job(site.engine, "job")["damage"] == ""
+
+    drive(body)
+
+
+PARTS = {"manifest": lambda job: job.digest, "lag": lambda job: job.manifest.lag.digest}
+SETTINGS = {"plain": {}, "adam": {"optimizer": {"name": "adam"}}, "cached": {"strategy": "calibrated"}}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_lost_version_is_made_again_from_the_one_before_and_the_log(drive, bundle, part, settings):
+    """I1, I2: what cannot be mended makes the job go on from the version before; the same updates give the same model."""
+
+    async def body(site):
+        job = await trained(site, bundle, versions=3, downlink_density=0.2, **SETTINGS[settings])
+        lost = job.manifest
+        assert lost.version == 3
+        spoil(site, PARTS[part](job))
+        after = await restarted(site)
+        assert after.version == (await cell(site)).version == 2
+        damage = views.job(site.engine, "job")["damage"]
+        assert "version 3 is damaged" in damage
+        assert "goes on from version 2" in damage
+        await site.step()
+        again = site.engine.jobs["job"]
+        assert (again.version, again.manifest.bases) == (3, lost.bases)
+        assert again.manifest.model_hash == lost.model_hash
+        assert again.manifest.lag == lost.lag
+        assert (await restarted(site)).digest == again.digest
+        assert views.job(site.engine, "job")["damage"] == damage
+
+    drive(body)
+
+
+def test_an_update_of_a_lost_version_is_folded_all_the_same(drive, bundle):
+    """I1: what admission took is folded, also when the version it is based on was lost since."""
+
+    async def body(site):
+        job = await trained(site, bundle, downlink_density=0.2)
+        await site.update("dev-7", 7, base=2)
+        await site.evaluate("dev-7", 2, 0.5)
+        await site.step()
+        spoil(site, job.manifest.lag.digest)
+        assert (await restarted(site)).version == 1
+        await site.step()
+        after = site.engine.jobs["job"]
+        assert (after.version, after.buffered) == (2, 1)
+
+    drive(body)
+
+
+def test_updates_of_the_newest_version_stay_in_the_log(drive, bundle, monkeypatch):
+    """I1: trimming leaves what a job folds again when it has to go back a version."""
+    monkeypatch.setattr("aggregator.engine.LOG_KEPT", 0)
+
+    async def body(site):
+        job = await trained(site, bundle, downlink_density=0.2)
+        await site.engine._trim()
+        spoil(site, job.manifest.lag.digest)
+        assert (await restarted(site)).version == 1
+        await site.step()
+        assert site.engine.jobs["job"].manifest.model_hash == job.manifest.model_hash
+
+    drive(body)
+
+
+def test_a_job_beyond_help_does_not_stop_the_others(drive, bundle):
+    """A job whose last two versions are damaged is named; others go on, and its devices and updates are kept."""
+
+    async def body(site):
+        job = await trained(site, bundle, downlink_density=0.2)
+        await site.start_job(bundle, name="other")
+        await site.update("dev-9", 9, base=2)
+        newest = job.digest
+        spoil(site, newest)
+        spoil(site, job.manifest.parent)
+        site.fresh_engine()
+        await site.engine.load()
+        assert set(site.engine.jobs) == {"other"}
+        assert set(site.engine.store.damaged) == {"job"}
+        with pytest.raises(RefusedError, match="doctor") as caught:
+            views.find_job(site.engine, "job")
+        assert caught.value.code == "damaged"
+        await site.ask("dev-1", number=9)
+        await site.say("dev-2", "state", DeviceState("ready", 1, "all", ("job",)))
+        await site.step()
+        assert await site.down(topics.end("dev-1", "job"), JobEnd) is None
+        assert await site.down(topics.end("dev-2", "job"), JobEnd) is None
+        site.clock.now += 1000
+        await site.engine._save_memo()
+
+        spoil(site, newest)  # a person puts it back
+        spoil(site, job.manifest.parent)
+        assert (await restarted(site)).version == 2
+        await site.step()
+        assert sum(r.updates for r in site.engine.jobs["job"].history.records) == 7  # it waited long enough
+
+    drive(body)
+
+
+def test_a_damaged_memo_is_said_and_done_without(drive, bundle):
+    """What only the memo knew is read from the log again as far as that goes; no update is folded twice."""
+
+    async def body(site):
+        job = await trained(site, bundle)
+        _, value = await site.ports.heads.load(MEMO_KEY)
+        spoil(site, value.decode())
+        after = await restarted(site)
+        await site.step()
+        assert (after.version, after.buffered, after.digest) == (2, 0, job.digest)
+        assert site.engine.fleet.devices["dev-0"].tasks["job"].accepted == 2
+
+    drive(body)
+
+
+def test_a_damaged_frame_of_the_cache_does_not_stop_the_job(drive, bundle):
+    """I1: an update whose predecessor cannot be read is folded uncalibrated instead of for ever blocking the log."""
+
+    async def body(site):
+        job = await trained(site, bundle, strategy="calibrated")
+        for entry in job.learner.cache.entries.values():
+            spoil(site, entry.frame.digest)
+        for seed in range(3):
+            await site.update(f"dev-{seed}", 50 + seed)
+        await site.step()
+        assert job.version == 3
+
+    drive(body)
+
+
+class Reads:
+    """Counts what is read of the blobs."""
+
+    def __init__(self, blobs):
+        self.count, self._blobs = 0, blobs
+
+    def __getattr__(self, name):
+        self.count += name == "get"
+        return getattr(self._blobs, name)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_start_reads_a_snapshot_and_the_manifests_after_it(drive, bundle, settings, monkeypatch):
+    """A start knows from a snapshot what the whole chain says; a damaged one is made again from the chain."""
+    monkeypatch.setattr(snapshot, "INTERVAL_VERSIONS", 16)
+
+    async def body(site):
+        await site.start_job(bundle, buffer_size=1, staleness_max=1, **SETTINGS[settings])
+        for seed in range(40):
+            await site.update(f"dev-{seed % 3}", seed)
+            await site.step()
+        job = site.engine.jobs["job"]
+        assert job.version == 40
+        whole = taken(job)
+        _, value = await site.ports.heads.load("history/job")
+        kept = msgspec.msgpack.decode(site.ports.blobs._blobs[value.decode()], type=snapshot.Snapshot)
+        assert kept.version == 32
+
+        blobs = site.engine.ports.blobs
+        reads = Reads(blobs)
+        object.__setattr__(site.ports, "blobs", reads)
+        after = await restarted(site)
+        assert taken(after) == whole
+        assert sorted(after.recent) == sorted(job.recent)
+        few = reads.count
+
+        spoil(type("Site", (), {"ports": type("Ports", (), {"blobs": blobs})}), value.decode())
+        reads.count = 0
+        assert taken(await restarted(site)) == whole
+        assert few < reads.count - 16
+        object.__setattr__(site.ports, "blobs", blobs)
+
+    drive(body)
+
+
+def test_every_version_has_a_manifest_after_a_loss(drive, bundle):
+    """I3: the chain of a job that went back a version has no gap."""
+
+    async def body(site):
+        job = await trained(site, bundle, versions=3, downlink_density=0.2)
+        spoil(site, job.manifest.lag.digest)
+        await restarted(site)
+        await site.step()
+        digest, numbers = site.engine.jobs["job"].digest, []
+        while digest:
+            manifest = await load_manifest(site.ports.blobs, digest)
+            numbers.append(manifest.version)
+            digest = manifest.parent
+        assert numbers == [3, 2, 1, 0]
+        entries = [e for p in range(site.ports.partitions) for e in await site.ports.log.read(p, 0, 100)]
+        assert sum(e.kind is Kind.UPDATE for e in entries) == 9
+
+    drive(body)
