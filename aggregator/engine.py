@@ -251,7 +251,7 @@ class Engine:
             await self._trim()
 
     async def _trim(self) -> None:
-        """Forget what no job will fold, nor fold again when its newest version is lost; all stays while one is damaged."""
+        """Forget what no job folds, nor folds again when it loses its newest version; nothing while one is damaged."""
         if self.store.damaged:
             return
         for partition in range(self.ports.partitions):
