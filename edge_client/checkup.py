@@ -3,9 +3,9 @@
 import queue
 import random
 import time
-from dataclasses import dataclass
 
 from edge_client.config import ConfigError, DeviceConfig
+from edge_client.finding import Finding
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.trainer_protocol import Described, DescribeTask, Failed
 from edge_client.transport import Down, Identity, Transport, Up, Word
@@ -16,15 +16,6 @@ from edge_client.work import known, source
 
 DESCRIBE_S = 120.0  # to load numpy and read a data set on a slow card
 CONNECT_S = 30.0  # three attempts
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    ok: bool
-    detail: str
 
 
 def examine(config: DeviceConfig) -> list[Finding]:

@@ -14,6 +14,7 @@ SUMMARIES = {
     "bundle": "Compile a model to a training bundle, and look into bundles.",
     "demo": "Federate sixteen devices on this machine and compare.",
     "device": "Run the device daemon, check its configuration, show its state.",
+    "doctor": "Find what is damaged in the state of a device or a server.",
     "inspect": "Take a frame or log entry apart, byte by byte.",
     "job": "Start, list, watch and stop jobs.",
     "model": "Export trained models.",

@@ -4,12 +4,14 @@ The daemon's modules are imported by the command that needs them, so `--help` an
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from edge_client import config as configuration
 from edge_client import store
+from edge_client.finding import Finding
 
 CONFIG = click.option(
     "--config",
@@ -53,7 +55,7 @@ def run(path: Path, *, log_json: bool) -> None:
     """
     from edge_client import process  # noqa: PLC0415 - other commands do not pay for MQTT
 
-    loaded = _load(path)
+    loaded = load(path)
     try:
         process.run(loaded, log_json=log_json)
     except (configuration.ConfigError, store.StoreError) as error:
@@ -72,14 +74,7 @@ def check(path: Path, *, as_json: bool) -> None:
     """
     from edge_client import checkup  # noqa: PLC0415 - other commands do not pay for MQTT
 
-    findings = checkup.examine(_load(path))
-    if as_json:
-        click.echo(json.dumps([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings], indent=2))
-    else:
-        for finding in findings:
-            click.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
-    if not all(finding.ok for finding in findings):
-        click.get_current_context().exit(1)
+    show(checkup.examine(load(path)), as_json=as_json)
 
 
 @device.command(short_help="Show unsent results, jobs and last receipts.")
@@ -93,13 +88,25 @@ def status(path: Path, *, as_json: bool) -> None:
     Example: fedfleet device status --config device.toml
     """
     try:
-        report = store.read_report(_load(path).state_dir)
+        report = store.read_report(load(path).state_dir)
     except store.StoreError as error:
         raise Unusable(str(error)) from error
     click.echo(json.dumps(report, indent=2) if as_json else _table(report))
 
 
-def _load(path: Path) -> configuration.DeviceConfig:
+def show(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print findings, and end with code 1 when one of them is a problem."""
+    if as_json:
+        click.echo(json.dumps([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        click.get_current_context().exit(1)
+
+
+def load(path: Path) -> configuration.DeviceConfig:
+    """The configuration; raise Unusable."""
     try:
         return configuration.load(path)
     except configuration.ConfigError as error:

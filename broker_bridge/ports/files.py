@@ -42,7 +42,7 @@ class FileBlobs:
 
     async def delete(self, digest: Digest) -> None:
         """As in Blobs; also raises StorageError."""
-        path = self._path(digest)
+        path = blob_path(self._directory, digest)
         try:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         except OSError as error:
@@ -50,17 +50,12 @@ class FileBlobs:
 
     async def list(self) -> AsyncIterator[Digest]:
         """As in Blobs; blobs that are put or deleted meanwhile may or may not be told."""
-        for digest in await asyncio.to_thread(_names, self._directory):
+        for digest in await asyncio.to_thread(names, self._directory):
             yield digest
-
-    def _path(self, digest: Digest) -> Path:
-        if not _DIGEST.fullmatch(digest):  # it may come from a message: never let it name another file
-            raise MissingBlob(f"{digest!r} is not a SHA-256 in hex")
-        return self._directory / digest[:2] / digest
 
     def _put(self, data: bytes) -> Digest:
         digest = Digest(hashlib.sha256(data).hexdigest())
-        path = self._path(digest)
+        path = blob_path(self._directory, digest)
         temporary = self._directory / f"{_TEMPORARY}{os.getpid()}-{os.urandom(8).hex()}"
         try:
             if _read(path) == data:  # a damaged copy is replaced
@@ -79,7 +74,7 @@ class FileBlobs:
         return digest
 
     def _get(self, digest: Digest) -> bytes:
-        path = self._path(digest)
+        path = blob_path(self._directory, digest)
         try:
             data = _read(path)
         except OSError as error:
@@ -112,7 +107,15 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     return kind(f"{path}: {error.strerror or error}")
 
 
-def _names(directory: Path) -> list[Digest]:
+def blob_path(directory: Path, digest: Digest) -> Path:
+    """Where a blob lies; raise MissingBlob for what is no digest."""
+    if not _DIGEST.fullmatch(digest):  # it may come from a message: never let it name another file
+        raise MissingBlob(f"{digest!r} is not a SHA-256 in hex")
+    return directory / digest[:2] / digest
+
+
+def names(directory: Path) -> list[Digest]:
+    """The digests of all blobs."""
     return [Digest(path.name) for path in directory.glob("??/*") if _DIGEST.fullmatch(path.name)]
 
 

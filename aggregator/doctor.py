@@ -1,0 +1,150 @@
+"""Looks for damage in a server's state directory: database, blobs, heads, versions and log; changes nothing."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from aggregator.errors import CorruptStateError
+from aggregator.jobstore import SPEC_PREFIX, JobRecord, decode_head
+from aggregator.memo import MEMO_KEY, Memo
+from aggregator.snapshot import PREFIX as HISTORY_PREFIX
+from aggregator.snapshot import Snapshot
+from aggregator.versions import blobs_of, load_manifest
+from broker_bridge import cells
+from broker_bridge.ports import CorruptBlob, Digest, Kind, MissingBlob, audit
+from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
+from edge_client.finding import Finding, room
+from edge_client.wire import frame
+from edge_client.wire.errors import RemoteWireError
+
+RECORDS = {
+    Kind.UPDATE: UpdateRecord,
+    Kind.EVALUATION: EvaluationRecord,
+    Kind.EVENT: EventRecord,
+    Kind.REJECTION: RejectionRecord,
+}
+LOG_SHOWN = 20  # damaged entries named; they come in runs
+_MEMO = msgspec.json.Decoder(Memo).decode
+_HISTORY = msgspec.msgpack.Decoder(Snapshot).decode
+
+
+def examine(state_dir: Path) -> list[Finding]:
+    """All that was looked at, problems and sound parts alike."""
+    database = state_dir / audit.DATABASE
+    if not database.exists():
+        return [
+            Finding(f"directory {state_dir}", ok=False, detail="no server has run here: there is no fleet.db")
+        ]
+    return [room(state_dir), *asyncio.run(_stored(state_dir, database))]
+
+
+async def _stored(state_dir: Path, database: Path) -> list[Finding]:
+    blobs = audit.StoredBlobs(state_dir / "blobs")
+    findings = [finding async for finding in _blobs(blobs)]
+    try:
+        with audit.reading(database) as connection:
+            problems = audit.problems(connection)
+            detail = "; ".join(problems) or "sound"
+            findings.append(Finding("database fleet.db", ok=not problems, detail=detail))
+            if not problems:
+                heads = audit.heads(connection)
+                findings += [finding async for finding in _heads(heads, blobs)]
+                findings += _log(connection)
+    except sqlite3.Error as error:
+        findings.append(Finding("database fleet.db", ok=False, detail=f"cannot be read: {error}"))
+    return findings
+
+
+async def _blobs(blobs: audit.StoredBlobs) -> AsyncIterator[Finding]:
+    count = 0
+    async for digest in blobs.list():
+        count += 1
+        try:
+            await blobs.get(digest)
+        except MissingBlob:  # deleted since it was listed
+            continue
+        except CorruptBlob as error:
+            yield Finding(f"blob {digest[:12]}", ok=False, detail=str(error))
+    for path in blobs.put_aside():
+        yield Finding(f"blob {path.name[:12]}", ok=False, detail=f"was damaged and put aside as {path}")
+    yield Finding("blobs", ok=True, detail=f"{count} looked at")
+
+
+async def _heads(heads: dict[str, bytes], blobs: audit.StoredBlobs) -> AsyncIterator[Finding]:
+    names = [key.removeprefix(SPEC_PREFIX) for key in heads if key.startswith(SPEC_PREFIX)]
+    for name in names:
+        try:
+            yield Finding(f"job {name}", ok=True, detail=await _job(name, heads, blobs))
+        except CorruptStateError as error:
+            yield Finding(f"job {name}", ok=False, detail=str(error))
+    if MEMO_KEY in heads:
+        yield await _decoded("memo", heads[MEMO_KEY], blobs, _MEMO, "the log is read again instead")
+    for name in names:
+        if HISTORY_PREFIX + name in heads:
+            value, what = heads[HISTORY_PREFIX + name], f"history of {name}"
+            yield await _decoded(what, value, blobs, _HISTORY, "the manifests are read instead")
+
+
+async def _decoded(
+    what: str, value: bytes, blobs: audit.StoredBlobs, decode: Callable[[bytes], object], remedy: str
+) -> Finding:
+    try:
+        data = await blobs.get(Digest(value.decode(errors="replace")))
+        decode(data)
+    except (MissingBlob, CorruptBlob, msgspec.DecodeError) as error:
+        return Finding(what, ok=False, detail=f"{error}; {remedy}")
+    return Finding(what, ok=True, detail=f"{len(data):,} B")
+
+
+async def _job(name: str, heads: dict[str, bytes], blobs: audit.StoredBlobs) -> str:
+    """What a sound job is; raise CorruptStateError naming what is damaged."""
+    record = decode_head(SPEC_PREFIX + name, heads[SPEC_PREFIX + name], JobRecord)
+    await _need(blobs, record.bundle.digest, "its bundle")
+    key = cells.version_key(name)
+    if key not in heads:
+        return f"{record.state}, without a version yet"
+    cell = decode_head(key, heads[key], cells.VersionCell)
+    newest = manifest = await load_manifest(blobs, cell.manifest)
+    if newest.version != cell.version:
+        raise CorruptStateError(f"head {key} says version {cell.version}, its manifest {newest.version}")
+    cached: dict[str, str] = {}
+    while True:
+        cached = {device: entry.frame.digest for device, entry in manifest.cached.items()} | cached
+        if not manifest.parent:
+            break
+        before = await load_manifest(blobs, manifest.parent)
+        if before.version != manifest.version - 1:
+            raise CorruptStateError(f"version {manifest.version} follows version {before.version}")
+        manifest = before
+    own = (newest.slots, newest.cache_sums)
+    for ref in [*blobs_of(newest), *(ref for ref in own if ref is not None)]:
+        await _need(blobs, ref.digest, f"a blob of its newest version {newest.version}")
+    for device, digest in cached.items():
+        await _need(blobs, digest, f"the cached update of {device}")
+    lost = f"; before: {record.damage}" if record.damage else ""
+    return f"{record.state}, versions 0 to {newest.version} in one chain{lost}"
+
+
+async def _need(blobs: audit.StoredBlobs, digest: str, what: str) -> None:
+    try:
+        await blobs.get(Digest(digest))
+    except (MissingBlob, CorruptBlob) as error:
+        raise CorruptStateError(f"{what}: {error}") from error
+
+
+def _log(connection: sqlite3.Connection) -> Iterator[Finding]:
+    sound = damaged = 0
+    for uid, kind, body in audit.entries(connection):
+        try:
+            decoded = msgspec.msgpack.decode(body, type=RECORDS[Kind(kind)])
+            if isinstance(decoded, UpdateRecord):
+                frame.decode(decoded.frame)
+            sound += 1
+        except (msgspec.DecodeError, RemoteWireError, ValueError) as error:
+            damaged += 1
+            if damaged <= LOG_SHOWN:
+                yield Finding(f"log entry {uid}", ok=False, detail=str(error))
+    yield Finding("log", ok=not damaged, detail=f"{sound} sound entries, {damaged} damaged")

@@ -1,0 +1,43 @@
+"""What a look at something found: the words of `device check` and `doctor`."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_client.storage import write_whole
+
+FREE_BYTES_MIN = 64 * 1024 * 1024  # a bundle of the largest size, or a day of a small fleet's log
+BLOCK_BYTES = 1024 * 1024
+PROBE = "doctor-probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def room(folder: Path) -> Finding:
+    """Whether a folder can be written, by writing to it, and how much room there is."""
+    what = f"directory {folder}"
+    try:
+        write_whole(folder / PROBE, b"x")
+        (folder / PROBE).unlink()
+        disk = os.statvfs(folder)
+    except OSError as error:
+        return Finding(what, ok=False, detail=f"cannot be written: {error.strerror}")
+    free = disk.f_bavail * disk.f_frsize
+    return Finding(what, ok=free >= FREE_BYTES_MIN, detail=f"{free / 1e6:,.0f} MB free")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex, read in blocks; raises OSError."""
+    whole = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            whole.update(block)
+    return whole.hexdigest()

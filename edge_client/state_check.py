@@ -1,0 +1,95 @@
+"""Looks at a device's state directory without changing it; works beside a running daemon."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_client.finding import Finding, room, sha256
+from edge_client.pull import PART
+from edge_client.store import FILE, SCHEMA_VERSION
+from edge_client.wire import frame
+from edge_client.wire.errors import RemoteWireError
+from edge_client.wire.messages import Evaluation, Offer, decode
+from edge_client.wire.topics import Uid
+
+PAGES_SHOWN = 5  # problems of a damaged database: more say the same
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Database, rows, blobs and models of a device; a device that never ran has nothing to be wrong."""
+    if not folder.exists():
+        return [Finding(f"directory {folder}", ok=True, detail="not there yet: the daemon has not run")]
+    findings = [room(folder)]
+    if (folder / FILE).exists():
+        findings += _database(folder / FILE)
+    findings += [
+        Finding(
+            f"file {path.name}", ok=False, detail="a damaged database that was put aside; delete it when seen"
+        )
+        for path in sorted(folder.glob(f"{FILE}.damaged-[0-9]"))
+    ]
+    return [*findings, *_blobs(folder / "blobs"), *_models(folder / "jobs")]
+
+
+def _database(path: Path) -> list[Finding]:
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            problems = [r[0] for r in connection.execute(f"PRAGMA integrity_check({PAGES_SHOWN})")]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if problems != ["ok"]:
+                return [Finding(FILE, ok=False, detail="; ".join(problems))]
+            if version != SCHEMA_VERSION:
+                text = f"schema {version}, this software has {SCHEMA_VERSION}"
+                return [Finding(FILE, ok=False, detail=text)]
+            return [Finding(FILE, ok=True, detail=f"schema {version}"), *_rows(connection)]
+    except sqlite3.Error as error:
+        return [Finding(FILE, ok=False, detail=f"cannot be read: {error}")]
+
+
+def _rows(connection: sqlite3.Connection) -> Iterator[Finding]:
+    """Each damaged row by name, and how many are sound."""
+    sound = 0
+    for uid, kind, body in connection.execute("SELECT uid, kind, body FROM outbox ORDER BY seq"):
+        try:
+            Uid.parse(uid)
+            if kind == "update":
+                frame.decode(body)
+            else:
+                decode(Evaluation, body)
+            sound += 1
+        except RemoteWireError as error:
+            yield Finding(f"outbox row {uid}", ok=False, detail=str(error))
+    yield Finding("outbox", ok=True, detail=f"{sound} sound rows")
+    for job, offer in connection.execute("SELECT job, offer FROM jobs ORDER BY job"):
+        try:
+            decode(Offer, offer)
+        except RemoteWireError as error:
+            yield Finding(f"job {job}", ok=False, detail=str(error))
+
+
+def _blobs(folder: Path) -> Iterator[Finding]:
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix != PART]
+    for path in paths:
+        try:
+            if sha256(path) != path.name:
+                yield Finding(
+                    f"blob {path.name[:12]}",
+                    ok=False,
+                    detail=f"{path} does not have the digest it is named by",
+                )
+        except OSError as error:
+            yield Finding(f"blob {path.name[:12]}", ok=False, detail=f"{path}: {error.strerror}")
+    yield Finding("blobs", ok=True, detail=f"{len(paths)} looked at")
+
+
+def _models(folder: Path) -> Iterator[Finding]:
+    for path in sorted(folder.glob("*/*.grid")):
+        what = f"model of job {path.parent.name}"
+        try:
+            frame.decode(path.read_bytes())
+            yield Finding(what, ok=True, detail=f"{path.stat().st_size:,} B")
+        except (RemoteWireError, OSError) as error:
+            yield Finding(
+                what, ok=False, detail=f"{path}: {error}; the next training starts from a key-frame"
+            )
