@@ -29,6 +29,12 @@ def stop(device: Device, job: Job) -> None:
         device.actions.append(ev.Follow(job.name, yes=False))
 
 
+def answers(job: Job, assignment: Assignment) -> bool:
+    """False for an answer to an ask of before a restart that named deltas lost since: no way leads from here."""
+    given = assignment.model or assignment.version == job.asked
+    return bool(given) or job.chain.reaches(assignment.version, assignment.version_hash)
+
+
 def route(job: Job, assignment: Assignment) -> set[str]:
     """Choose the way to the assigned version, or past it; return the digests of the blobs to pull for it."""
     if job.chain.reaches(assignment.version, assignment.version_hash):

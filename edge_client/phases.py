@@ -138,7 +138,7 @@ def restate(device: Device, job: Job, _event: Any, _now: float) -> None:
 def assigned(device: Device, job: Job, event: Any, now: float) -> None:
     """Take the answer to the outstanding ask; any other is late."""
     assignment: Assignment = event.assignment
-    if assignment.ask != job.ask:
+    if assignment.ask != job.ask or not following.answers(job, assignment):
         return
     job.assignment, job.phase, job.started = assignment, Phase.PULLING, False
     following.heed(device, job, assignment, now)

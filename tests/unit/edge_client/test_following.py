@@ -113,6 +113,14 @@ def test_the_blobs_of_an_assignment_follow_the_deltas_up_to_the_ask(drive):
     assert action.frames == (f"{4:064x}", pulled.digest)
 
 
+def test_an_answer_to_an_ask_of_before_a_restart_is_not_taken():
+    """Deltas not applied yet are lost in a restart; an assignment without a way from the workspace is ignored."""
+    drive = Driver()
+    drive.to(Phase.ASKING)
+    assert drive(ev.Assigned(following(version=5, version_hash="55" * 8, model=()))) == []
+    assert drive.phase() is Phase.ASKING
+
+
 def test_an_unfitting_delta_ends_the_listening(drive):
     """Duplicates are ignored; after a gap or a damaged delta nothing is listened to, and the rest is pulled."""
     assert drive(seen(3)) == []

@@ -10,12 +10,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
 from edge_client import events as ev
+from edge_client.chain import Delta
 from edge_client.session import Session
 from edge_client.store import NewUpdate, open_store
 from edge_client.trainer_protocol import Failed, Trained
 from edge_client.wire.messages import KEEP_MASS_CODES, BlobRef, JobEnd, Receipt
 from edge_client.wire.topics import Uid
-from tests.unit.edge_client.offers import INFO, TRAINED, assignment, offer
+from tests.unit.edge_client.offers import INFO, MODEL, TRAINED, assignment, offer
 
 
 class Crash(Exception):  # noqa: N818 - a power cut is not an error
@@ -38,6 +39,7 @@ class World(RuleBasedStateMachine):
         self.pending = {}  # residuals of stored updates without a verdict
         self.expected = None  # residual that the store must hold
         self.power = 10**9  # actions until the next cut
+        self.kept = {}  # deltas on disk, by digest
         self.boot()
 
     def boot(self):
@@ -76,7 +78,12 @@ class World(RuleBasedStateMachine):
             raise Crash
         match action:
             case ev.Publish(topic, message) if topic.endswith("/ask"):
-                self.down.append(ev.Assigned(assignment(message.ask)))
+                given = replace(assignment(message.ask), follow=message.ask % 3 > 0)
+                if (
+                    message.holds is not None and message.holds >= 3
+                ):  # the newest there is, as far as it knows
+                    given = replace(given, version=message.holds, model=())
+                self.down.append(ev.Assigned(given))
             case ev.Send(uid):
                 body = self.store.body(uid)
                 if body is not None:
@@ -98,9 +105,14 @@ class World(RuleBasedStateMachine):
                 self.expected = None
             case ev.Pull(blob):
                 return [ev.Pulled(blob.digest)]
-            case ev.Train(_, given):
+            case ev.KeepDelta(delta, _data):
+                self.kept[delta.digest] = delta
+            case ev.KeepBlobs(digests):
+                self.kept = {digest: delta for digest, delta in self.kept.items() if digest in digests}
+            case ev.Train(_, given, frames, version):
                 assert self.training is None
                 self.training = (given.ask, self.store.next_seq)
+                self.check_way(frames, version)
             case ev.StopTrainer():
                 self.training = None
             case ev.StoreUpdate(job, version, trained):
@@ -110,6 +122,22 @@ class World(RuleBasedStateMachine):
                 self.pending[uid] = residuals
                 return [event]
         return []
+
+    def check_way(self, frames, version):
+        """I5: what is trained from is reached: pulled, or by deltas on disk that go on from it without a gap."""
+        at = self.store.jobs()[0].held
+        for digest in frames:
+            assert digest == MODEL.digest or self.kept[digest].base == at
+            at = 3 if digest == MODEL.digest else self.kept[digest].version
+        assert at == version
+
+    @rule(ahead=st.sampled_from([1, 1, 1, 1, 1, 1, 0, 2, None]))
+    def delta_comes(self, ahead):
+        """The broker hands a delta out: mostly the next, or again, or with a gap, or one that cannot be read."""
+        job = self.session._device.jobs.get("job")
+        version = ((job and job.chain.top) or 0) + (ahead or 0)
+        delta = Delta(version - 1, version, "00" * 8, f"{version:064x}", 9)
+        self.feed(ev.DeltaSeen("job", None if ahead is None else delta, b"frame"))
 
     @rule(power=st.none() | st.integers(0, 4), how=st.sampled_from(["ok", "ok", "ok", "fail", "die"]))
     def train(self, power, how):
