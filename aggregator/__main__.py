@@ -18,6 +18,7 @@ from aggregator.api.app import create_app
 from aggregator.engine import Engine
 from aggregator.errors import AggregatorError
 from aggregator.evaluator import Evaluator
+from aggregator.tokens import Tokens, is_loopback, no_tokens
 from broker_bridge.claim import claimed
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
@@ -61,16 +62,22 @@ async def _serve(url: str, host: str, port: int, bundles: Path) -> None:
     with _claim(host, port) as listener:
         ports = open_ports(url)
         try:
-            await _run(Engine(ports, bundles), listener)
+            if not is_loopback(host) and not await Tokens(ports.heads).any():
+                raise AggregatorError(no_tokens(host))
+            await _run(Engine(ports, bundles), listener, loopback=is_loopback(host))
         finally:
             await ports.close()
 
 
-async def _run(engine: Engine, listener: socket.socket) -> None:
+async def _run(engine: Engine, listener: socket.socket, *, loopback: bool) -> None:
     """Load, then answer requests until a signal comes or the engine cannot go on; raise what stopped it."""
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(engine), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S
+            create_app(engine, loopback=loopback),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN_S,
         )
     )
     # uvicorn takes signals while it serves and raises them again after; ours make them harmless before and then.

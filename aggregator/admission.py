@@ -1,15 +1,13 @@
 """What the bridge must know of a job to judge what comes for it: the job's cells. Pure."""
 
-from typing import Literal
-
 from aggregator.job import Job
 from broker_bridge.cells import JobCell, VersionCell
 
 
-def job_cell(job: Job, state: Literal["running", "ended"]) -> JobCell:
-    """The cell `job/<job>`."""
+def job_cell(job: Job, state: str) -> JobCell:
+    """The cell `job/<job>`; a paused job still takes the updates of devices that train already."""
     return JobCell(
-        state=state,
+        state="ended" if state == "ended" else "running",
         sizes=job.bundle.sizes,
         norm_max=job.spec.norm_max,
         staleness_max=job.spec.staleness_max,

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+PAGE = 1000  # items of one answer, the most there are
 TIMEOUT_S = 30.0  # an export of a large model is the slowest call
 
 
@@ -20,10 +21,11 @@ class ApiError(Exception):
 class Api:
     """Calls to one server; raise ApiError with the server's own words."""
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, token: str | None = None) -> None:
         self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S)
+            self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S, headers=headers)
         except httpx.InvalidURL as error:
             raise ApiError("unreachable", f"{url!r} is not the URL of a server: {error}") from error
 
@@ -55,7 +57,7 @@ class Api:
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs."""
-        return list(self._json("GET", "/jobs")["jobs"])
+        return self._all("/jobs", "jobs")
 
     def job(self, name: str) -> dict[str, Any]:
         """One job."""
@@ -67,11 +69,11 @@ class Api:
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         """All versions of a job, oldest first."""
-        return list(self._json("GET", f"/jobs/{_segment(name)}/versions")["versions"])
+        return self._all(f"/jobs/{_segment(name)}/versions", "versions")
 
     def devices(self) -> list[dict[str, Any]]:
         """All devices."""
-        return list(self._json("GET", "/devices")["devices"])
+        return self._all("/devices", "devices")
 
     def model(self, name: str, kind: str, version: int | None = None) -> tuple[int, bytes]:
         """(version, ONNX bytes) of a model; `kind` is fp32 or int8."""
@@ -80,6 +82,17 @@ class Api:
             query["version"] = version
         response = self._call("GET", f"/jobs/{_segment(name)}/model", params=query)
         return int(response.headers["X-Fedfleet-Version"]), response.content
+
+    def _all(self, path: str, field: str) -> list[dict[str, Any]]:
+        """A list's items, page by page."""
+        found: list[dict[str, Any]] = []
+        query: dict[str, str | int] = {"limit": PAGE}
+        while True:
+            page = self._json("GET", path, params=query)
+            found += page[field]
+            if page["next"] is None:
+                return found
+            query["cursor"] = page["next"]
 
     def _json(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         response = self._call(method, path, **arguments)

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from aggregator.errors import CorruptStateError
-from aggregator.jobstore import SPEC_PREFIX, JobRecord, decode_head
+from aggregator.heads import decode_head
+from aggregator.jobstore import SPEC_PREFIX, JobRecord
 from aggregator.memo import MEMO_KEY, Memo
 from aggregator.snapshot import PREFIX as HISTORY_PREFIX
 from aggregator.snapshot import Snapshot
@@ -102,6 +103,8 @@ async def _decoded(
 async def _job(name: str, heads: dict[str, bytes], blobs: audit.StoredBlobs) -> str:
     """What a sound job is; raise CorruptStateError naming what is damaged."""
     record = decode_head(SPEC_PREFIX + name, heads[SPEC_PREFIX + name], JobRecord)
+    if record.state == "deleted":
+        return "deleted; its name stays taken"
     await _need(blobs, record.bundle.digest, "its bundle")
     key = cells.version_key(name)
     if key not in heads:

@@ -10,19 +10,25 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import structlog
 
+from aggregator.audit import AuditLog
 from aggregator.downlink import Downlink
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError, StrategyError
 from aggregator.fleet import Fleet
 from aggregator.intake import Intake
 from aggregator.job import Job
-from aggregator.jobstore import BundleShelf, JobRecord, JobStore
+from aggregator.jobstore import JobRecord, JobStore, blobs_used
+from aggregator.journal import Journal, happened_at
 from aggregator.memo import Memo, MemoStore
+from aggregator.shelf import BundleShelf
 from aggregator.spec import JobSpec
+from aggregator.stream import Stream
+from aggregator.tags import Tags
 from aggregator.versions import load_cached
 from broker_bridge.cells import FanCell
-from broker_bridge.ports import Conflict, CorruptStorage, Ports, StorageError, StorageFull
+from broker_bridge.ports import Conflict, CorruptStorage, PortError, Ports, StorageError, StorageFull
 from broker_bridge.storage import RETRY_MAX_S, RETRY_MIN_S
 from edge_client.wire import topics
 from edge_client.wire.limits import FANOUT_BYTES_MAX
@@ -47,6 +53,10 @@ class Engine:
     def __init__(self, ports: Ports, cache: Path, clock: Callable[[], float] = time.time) -> None:
         self.ports = ports
         self.shelf = BundleShelf(ports, cache)
+        self.stream = Stream()
+        self.journal = Journal(self.stream.publish)
+        self.audit = AuditLog(ports.heads)
+        self.tags = Tags(ports.heads)
         self._clock = clock
         self._stopping = asyncio.Event()
         self._stale = True  # memory may be ahead of what is stored, or behind: load before anything else
@@ -58,6 +68,7 @@ class Engine:
         store, memos = JobStore(self.ports, self.shelf), MemoStore(self.ports.heads, self.ports.blobs)
         memo = await memos.load()
         jobs = await store.load(memo.jobs)
+        await asyncio.gather(self.audit.load(), self.tags.load())
         # From here to the next await nobody sees a mixture: the API reads these while the engine loads again.
         self.store, self._memos, self._downlink = store, memos, Downlink(self.ports.heads)
         self.fleet, self.jobs = Fleet(memo.devices), jobs
@@ -70,6 +81,7 @@ class Engine:
         self._dirty = False
         self._intake = Intake(self.fleet, self.jobs, self.store.records, store.damaged)
         self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
+        await self._recall()
         for job in self.jobs.values():
             await self._announce(job)
         self._stale = False
@@ -101,6 +113,7 @@ class Engine:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
                 pause = min(2 * pause, RETRY_MAX_S)
+        self.stream.close()
         if not self._stale:
             await self._save_memo()
 
@@ -117,17 +130,15 @@ class Engine:
         self.jobs[spec.name] = job
         await self._announce(job)
         self._dirty = True
+        self._tell_job(spec.name)
         log.info("job.started", job=spec.name, parameters=job.bundle.parameters)
         return self.store.records[spec.name]
 
     async def end(self, name: str, reason: str) -> JobRecord:
         """End a job: withdraw the offer, tell its devices, and commit what is buffered."""
-        job = self.jobs.get(name)
-        if job is None:
-            raise NotFoundError(f"no job named {name}")
-        if self.store.records[name].state == "ended":
-            raise RefusedError("ended", f"job {name} has ended already: {self.store.records[name].reason}")
+        job = self._unended(name)
         await self._stored(self.store.end(job, reason, self._clock()))
+        self._tell_job(name)
         log.info("job.ended", job=name, reason=reason, version=job.version)
         await self._announce(job)
         await self._downlink.fan(name, None)
@@ -135,6 +146,68 @@ class Engine:
             await self._say_end(device, name)
         self._dirty = True
         return self.store.records[name]
+
+    async def pause(self, name: str) -> None:
+        """Assign no more devices; those that train may finish, and conditions that end the job still do."""
+        self._unended(name)
+        if self.store.records[name].state == "paused":
+            raise RefusedError("paused", f"job {name} is paused already")
+        await self.store.change(name, state="paused")
+        self._tell_job(name)
+
+    async def resume(self, name: str) -> None:
+        """Assign devices again."""
+        self._unended(name)
+        if self.store.records[name].state != "paused":
+            raise RefusedError("running", f"job {name} is not paused")
+        await self.store.change(name, state="running")
+        self._tell_job(name)
+
+    async def promote(self, name: str, version: int) -> None:
+        """Give people this version, whose model is stored, unless they ask for another."""
+        job = self.jobs[name]
+        await self.store.change(name, promoted=version)
+        job.promoted = version
+        self._tell_job(name)
+
+    async def delete(self, name: str) -> None:
+        """Delete an ended job with its versions; raise RefusedError (`running`)."""
+        job = self.jobs.get(name)
+        if job is None:
+            raise NotFoundError(f"no job named {name}")
+        if self.store.records[name].state != "ended":
+            raise RefusedError("running", f"job {name} has not ended; stop it first")
+        if self.store.damaged:  # what they share with this one is not known
+            raise RefusedError("damaged", f"first mend {', '.join(self.store.damaged)}: fedfleet doctor")
+        if job.due(self._clock(), draining=True):
+            raise RefusedError("running", f"the last updates of job {name} are being folded; try again")
+        del self.jobs[name]
+        try:
+            await self._stored(self.store.delete(job, blobs_used(self.jobs.values())))
+        except PortError:
+            if name in self.store.records:
+                self.jobs[name] = job
+            raise
+        await self._downlink.clear(topics.version(job.spec.cohort, name))
+        for device in self.fleet.devices.values():
+            device.tasks.pop(name, None)
+        self._dirty = True
+        self.stream.publish("job", {"name": name, "state": "deleted"})
+        log.info("job.deleted", job=name)
+
+    def _unended(self, name: str) -> Job:
+        job = self.jobs.get(name)
+        if job is None:
+            raise NotFoundError(f"no job named {name}")
+        record = self.store.records[name]
+        if record.state == "ended":
+            raise RefusedError("ended", f"job {name} has ended already: {record.reason}")
+        return job
+
+    def _tell_job(self, name: str) -> None:
+        record = self.store.records[name]
+        data = {"name": name, "state": record.state, "reason": record.reason, "promoted": record.promoted}
+        self.stream.publish("job", data)
 
     def evaluated(self, name: str, version: int, metrics: Metrics) -> None:
         """A version was evaluated on the job's test set."""
@@ -161,6 +234,7 @@ class Engine:
                 wanted = self._intake.wants(entry)
                 blob = None if wanted is None else await self._cached(wanted, entry.uid)
                 intake = self._intake.take(partition, entry, fresh=fresh, blob=blob)
+                self.journal.take(partition, entry)
                 self.cursor[partition] = entry.offset
                 self._dirty = True
                 for device, name, reason in intake.ends:
@@ -173,7 +247,8 @@ class Engine:
         now = self._clock()
         for job in list(self.jobs.values()):
             await self._commit_due(job)
-            if self.store.records[job.spec.name].state == "running":
+            record = self.store.records.get(job.spec.name)  # None: deleted while another job was looked at
+            if record is not None and record.state in ("running", "paused"):
                 await self._lead(job, now)
         if self._dirty and now - self._memo_at >= MEMO_INTERVAL_S:
             await self._save_memo()
@@ -183,6 +258,8 @@ class Engine:
         if reason is not None:
             await self.end(job.spec.name, reason)
             return
+        if self.store.records[job.spec.name].state == "paused":
+            return
         granted = await self.store.grant(job, now)
         self._dirty |= bool(granted)
         await asyncio.gather(
@@ -190,7 +267,10 @@ class Engine:
         )
 
     async def _commit_due(self, job: Job) -> None:
-        draining = self.store.records[job.spec.name].state == "ended"
+        record = self.store.records.get(job.spec.name)
+        if record is None:
+            return
+        draining = record.state == "ended"
         if not job.due(self._clock(), draining=draining):
             return
         try:
@@ -202,6 +282,7 @@ class Engine:
         await self.store.commit(job, sealed)
         await self._hand_out(job, draining=draining)
         await self._downlink.say(topics.version(job.spec.cohort, job.spec.name), job.notice())
+        self.stream.publish("version", {"job": job.spec.name, **msgspec.to_builtins(job.notice())})
         log.info(
             "version.committed",
             job=job.spec.name,
@@ -226,7 +307,7 @@ class Engine:
 
     async def _announce(self, job: Job) -> None:
         name, cohort = job.spec.name, job.spec.cohort
-        if self.store.records[name].state == "running":
+        if self.store.records[name].state != "ended":
             await self._downlink.say(topics.offer(cohort, name), job.offer())
         else:
             await self._downlink.clear(topics.offer(cohort, name))
@@ -268,6 +349,17 @@ class Engine:
         except CorruptStateError as error:
             log.error("cache.damaged", uid=uid, error=str(error))  # noqa: TRY400
             return None
+
+    async def _recall(self) -> None:
+        """Have the journal note what the log still has of before this run."""
+        recent = [
+            (partition, entry)
+            for partition, offset in self.cursor.items()
+            for entry in await self.ports.log.read(partition, max(0, offset - LOG_KEPT), LOG_KEPT)
+            if entry.offset <= offset
+        ]
+        for partition, entry in sorted(recent, key=lambda found: happened_at(found[1])):
+            self.journal.take(partition, entry, live=False)
 
     async def _wait(self) -> None:
         waits = [

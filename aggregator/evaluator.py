@@ -70,7 +70,7 @@ class Evaluator:
 
     def _ended(self, name: str) -> bool:
         job = self._engine.jobs.get(name)
-        running = job is not None and self._engine.store.records[name].state == "running"
+        running = job is not None and self._engine.store.records[name].state != "ended"
         return not running and (job is None or job.version in job.history.on_testset)
 
 

@@ -49,7 +49,8 @@ class Intake:
         if entry.kind is not Kind.UPDATE:
             return None
         uid = Uid.parse(entry.uid)
-        return None if uid.job in self._damaged else self._jobs[uid.job].wants(uid.device)
+        job = self._jobs.get(uid.job)
+        return None if job is None else job.wants(uid.device)
 
     def take(self, partition: int, entry: Entry, *, fresh: bool, blob: bytes | None = None) -> Taken:
         """Apply one entry; `blob` is the one that `wants` named."""
@@ -68,10 +69,12 @@ class Intake:
 
     def _update(self, partition: int, entry: Entry, taken: Taken, blob: bytes | None, *, fresh: bool) -> None:
         uid = Uid.parse(entry.uid)
+        job = self._jobs.get(uid.job)
+        if job is None:  # it was deleted, with all that was learned
+            return
         record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
         if fresh:
             self._fleet.task(uid.device, uid.job, record.at).accepted += 1
-        job = self._jobs[uid.job]
         if entry.offset > job.folded.get(partition, 0):
             job.update(uid.device, record.frame, record.wire_bytes, record.at, blob)
             taken.job = job
@@ -80,7 +83,8 @@ class Intake:
         uid = Uid.parse(entry.uid)
         record = msgspec.msgpack.decode(entry.body, type=EvaluationRecord)
         self._fleet.device(uid.device, record.at)
-        self._jobs[uid.job].history.evaluated(decode(Evaluation, record.payload))
+        if uid.job in self._jobs:
+            self._jobs[uid.job].history.evaluated(decode(Evaluation, record.payload))
 
     def _rejection(self, entry: Entry) -> None:
         uid = Uid.parse(entry.uid)
@@ -132,4 +136,4 @@ class Intake:
         if name in self._damaged:  # to be told that it has ended a device would forget it
             return True
         record = self._records.get(name)
-        return record is not None and record.state == "running"
+        return record is not None and record.state != "ended"

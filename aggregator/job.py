@@ -77,6 +77,7 @@ class Job:
         self.audience = Audience(spec.fanout)
         self.participants: set[str] = set()
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
+        self.promoted: int | None = None  # the version that people are given unless they ask for another
         self.broken: str | None = None  # why no further version can be made
 
     @property
@@ -179,8 +180,8 @@ class Job:
         return self.version - self.spec.staleness_max - VERSIONS_KEPT
 
     def keeps(self, version: int) -> bool:
-        """True for versions whose model stays: the first, the best, and those within reach of deltas."""
-        return version >= self.oldest or version in {0, self.best()}
+        """True for versions whose model stays: the first, the best, the promoted, and those within reach of deltas."""
+        return version >= self.oldest or version in {0, self.best(), self.promoted}
 
     def best(self) -> int | None:
         """The best version whose model is stored; late evaluations may still change which that is."""
@@ -188,10 +189,12 @@ class Job:
 
     @property
     def exported(self) -> int:
-        """The version to export unless told which: the newest, of a detector the newest with its own threshold.
+        """The version to export unless told which: the promoted, else the newest, of a detector one with a threshold.
 
         A job often ends with a version that no device has evaluated, and a threshold of another one would be wrong.
         """
+        if self.promoted is not None:
+            return self.promoted
         measured = self.history.threshold(self.version)
         return measured[1] if measured is not None and measured[1] in self.recent else self.version
 

@@ -1,9 +1,9 @@
 """Jobs in the ports: create, load, commit a version, end. The shell around `job.Job`."""
 
 import asyncio
-import hashlib
-from pathlib import Path
-from typing import Literal, TypeVar
+import contextlib
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -11,102 +11,38 @@ import structlog
 from aggregator import resume, testset
 from aggregator.admission import job_cell, version_cell
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
+from aggregator.heads import decode_head
 from aggregator.hidden import State
 from aggregator.job import Job, JobMemo
 from aggregator.learner import Sealed
+from aggregator.shelf import BundleShelf
 from aggregator.snapshot import Snapshots
 from aggregator.spec import JobSpec, check_bundle
-from aggregator.testset import TestSet
-from aggregator.versions import VersionManifest, first, put_manifest, record
+from aggregator.versions import VersionManifest, all_blobs_of, first, load_manifest, put_manifest, record
 from broker_bridge import cells
-from broker_bridge.ports import Change, Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
-from broker_bridge.ports.files import storage_error
-from edge_client.bundle import PARAMS, Bundle, BundleError, open_bundle
-from edge_client.wire import grid
-from edge_client.wire.errors import RemoteWireError
+from broker_bridge.ports import Change, Conflict, Digest, PortError, Ports
+from edge_client.bundle import PARAMS, Bundle
 from edge_client.wire.messages import Assignment, BlobRef
-from firmware_tools.errors import ToolError
-from firmware_tools.inspect import inspect
 
 SPEC_PREFIX = "spec/"
 log = structlog.get_logger()
-S = TypeVar("S", bound=msgspec.Struct)
 
 
 class JobRecord(msgspec.Struct):
-    """A job as people see it; the head `spec/<job>`."""
+    """A job as people see it; the head `spec/<job>`.
+
+    A `paused` job assigns no devices. A `deleted` one keeps this record alone, because a name is used once (I12).
+    `promoted` is the version that people chose to be given unless they ask for another.
+    """
 
     spec: JobSpec
     bundle: BlobRef
     created_at: float
-    state: Literal["running", "ended"] = "running"
+    state: Literal["running", "paused", "ended", "deleted"] = "running"
     ended_at: float | None = None
     reason: str = ""
+    promoted: int | None = None
     damage: str = ""  # what was lost of it and how it went on
-
-
-class BundleShelf:
-    """Bundles as blobs, opened through a directory of verified copies."""
-
-    def __init__(self, ports: Ports, cache: Path) -> None:
-        self._ports = ports
-        self._cache = cache
-
-    async def add(self, data: bytes) -> tuple[Bundle, str]:
-        """Check and store a bundle, return it and its digest; raise RefusedError (`bad_bundle`)."""
-        path = self._cache / f"{hashlib.sha256(data).hexdigest()}.bundle"
-        _copy(path, data)
-        try:
-            await asyncio.to_thread(
-                inspect, path
-            )  # every member and graph: devices would fail on it one by one
-            bundle = open_bundle(path)
-            grid.decode(bundle.member(PARAMS), bundle.manifest.sizes)
-        except (BundleError, ToolError, RemoteWireError) as error:
-            path.unlink(missing_ok=True)  # the same bytes may be refused twice at the same time
-            raise RefusedError("bad_bundle", str(error).replace(f"{path}: ", "")) from error
-        return bundle, await self._ports.blobs.put(data)
-
-    async def open(self, digest: str) -> tuple[Bundle, BlobRef]:
-        """Open a stored bundle; raise NotFoundError."""
-        try:
-            data = await self._ports.blobs.get(Digest(digest))
-        except (MissingBlob, CorruptBlob) as error:
-            raise NotFoundError(f"there is no bundle {digest[:80]!r}; upload it first") from error
-        path = (
-            self._cache / f"{digest}.bundle"
-        )  # a blob has this digest, so it is one and names no other file
-        _copy(path, data)
-        try:
-            return open_bundle(path), BlobRef(digest, len(data))
-        except BundleError as error:
-            path.unlink()
-            raise NotFoundError(f"{digest[:12]} is stored, but is not a bundle") from error
-
-    async def add_testset(self, data: bytes) -> str:
-        """Check and store a test set, return its digest; raise RefusedError (`bad_testset`)."""
-        await asyncio.to_thread(testset.read, data)
-        return await self._ports.blobs.put(data)
-
-    async def testset(self, digest: str) -> TestSet:
-        """A stored test set; raise NotFoundError, or RefusedError (`bad_testset`) when it is something else."""
-        try:
-            data = await self._ports.blobs.get(Digest(digest))
-        except (MissingBlob, CorruptBlob) as error:
-            raise NotFoundError(f"there is no test set {digest[:80]!r}; upload it first") from error
-        return await asyncio.to_thread(testset.read, data)
-
-
-def _copy(path: Path, data: bytes) -> None:
-    """Have a copy of a blob in the cache; raise StorageError. It is compared at each use, so it is not synced."""
-    temporary = path.with_suffix(".part")
-    try:
-        if path.exists() and path.read_bytes() == data:
-            return
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise storage_error(path, error) from error
 
 
 class JobStore:
@@ -120,37 +56,55 @@ class JobStore:
         self.damaged: dict[str, str] = {}  # jobs that could not be loaded, and why
         self._revisions: dict[str, int] = {}
 
-    async def create(self, spec: JobSpec, now: float) -> Job:
-        """Start a job at version 0; raise RefusedError (`exists`, `not_found`, `bad_spec`)."""
+    async def check(self, spec: JobSpec) -> tuple[Bundle, BlobRef]:
+        """The bundle of a job that may start as it is; raise RefusedError (`exists`, `not_found`, `bad_spec`)."""
         bundle, ref = await self._shelf.open(spec.bundle)
         check_bundle(spec, bundle.manifest)
         if spec.testset is not None:
             testset.fit(await self._shelf.testset(spec.testset), bundle.manifest.data)
+        if (await self._ports.heads.load(f"{SPEC_PREFIX}{spec.name}"))[0] != 0:
+            raise _taken(spec.name)
+        return bundle, ref
+
+    async def create(self, spec: JobSpec, now: float) -> Job:
+        """Start a job at version 0; raise RefusedError (`exists`, `not_found`, `bad_spec`)."""
+        bundle, ref = await self.check(spec)
         job_record = JobRecord(spec=spec, bundle=ref, created_at=now)
         key = f"{SPEC_PREFIX}{spec.name}"
         try:  # a name is used once: the cell must not exist, whatever is known of it here
             self._revisions[key] = await self._ports.heads.swing(key, 0, msgspec.json.encode(job_record))
         except Conflict as error:
-            raise RefusedError("exists", f"a job named {spec.name} exists; choose another name") from error
+            raise _taken(spec.name) from error
         return await self._begin(job_record, bundle)
 
     async def load(self, memos: dict[str, JobMemo]) -> dict[str, Job]:
         """Load every job at its newest version; one that cannot be is named in `damaged`, and does not stop others."""
-        jobs = {}
+        jobs: dict[str, Job] = {}
+        deleted = []
         stored = {str(digest) async for digest in self._ports.blobs.list()}
         for change in await self._ports.heads.list(SPEC_PREFIX):
             name = change.key.removeprefix(SPEC_PREFIX)
             try:
-                jobs[name] = await self._load(change, memos.get(name, JobMemo()), stored)
+                job = await self._load(change, memos.get(name, JobMemo()), stored)
+                if job is None:
+                    deleted.append(name)
+                else:
+                    jobs[name] = job
             except (CorruptStateError, NotFoundError) as error:
                 self.damaged[name] = str(error)
                 log.error("job.damaged", job=name, error=str(error))  # noqa: TRY400 - the message says what
+        if not self.damaged:  # or what they need of others is not known
+            for name in deleted:  # in case it died inside `delete`
+                await self._free(name, blobs_used(jobs.values()), memos.get(name, JobMemo()).merged)
         return jobs
 
-    async def _load(self, change: Change, memo: JobMemo, stored: set[str]) -> Job:
+    async def _load(self, change: Change, memo: JobMemo, stored: set[str]) -> Job | None:
+        """A job, None when it was deleted."""
         job_record = decode_head(change.key, change.value or b"", JobRecord)
         name = job_record.spec.name
         self._revisions[change.key] = change.revision
+        if job_record.state == "deleted":
+            return None
         self.records[name] = job_record
         bundle, _ = await self._shelf.open(job_record.bundle.digest)
         values = {}
@@ -186,15 +140,54 @@ class JobStore:
 
     async def end(self, job: Job, reason: str, now: float) -> None:
         """Mark a job ended; admission refuses its updates from when it sees this."""
-        before = self.records[job.spec.name]
-        ended = msgspec.structs.replace(before, state="ended", ended_at=now, reason=reason)
-        self.records[job.spec.name] = ended  # at once: whoever asks meanwhile is told that it has ended
+        await self.change(job.spec.name, state="ended", ended_at=now, reason=reason)
+        await self._swing(cells.job_key(job.spec.name), job_cell(job, "ended"))
+
+    async def change(self, name: str, **fields: Any) -> None:
+        """Change a job's record; raise Conflict when another engine did."""
+        before = self.records[name]
+        after = msgspec.structs.replace(before, **fields)
+        self.records[name] = after  # at once: whoever asks meanwhile is told
         try:
-            await self._swing(f"{SPEC_PREFIX}{job.spec.name}", ended)
+            await self._swing(f"{SPEC_PREFIX}{name}", after)
         except PortError:
-            self.records[job.spec.name] = before
+            self.records[name] = before
             raise
-        await self._swing(cells.job_key(job.spec.name), job_cell(job, ended.state))
+
+    def revision(self, name: str) -> int:
+        """Of a job's record: grows with each change of it, not with its figures."""
+        return self._revisions[f"{SPEC_PREFIX}{name}"]
+
+    async def delete(self, job: Job, used: set[str]) -> None:
+        """Delete an ended job, and its blobs but for those `used` elsewhere; what remains is that it was."""
+        name = job.spec.name
+        await self.change(name, state="deleted")
+        del self.records[name]
+        await self._free(name, used, job.paths.merged)
+
+    async def _free(self, name: str, used: set[str], merged: dict[int, list[str]]) -> None:
+        """Delete the blobs, then the cells of a deleted job; can be done again when it was cut short."""
+        heads, blobs = self._ports.heads, self._ports.blobs
+        _, value = await heads.load(cells.version_key(name))
+        chain: list[tuple[str, VersionManifest]] = []
+        digest = decode_head("the version", value, cells.VersionCell).manifest if value else ""
+        with contextlib.suppress(CorruptStateError):  # cut short: what comes before this one is deleted
+            while digest:
+                chain.append((digest, await load_manifest(blobs, digest)))
+                digest = chain[-1][1].parent
+        gone = {name for names in merged.values() for name in names}
+        for digest, manifest in reversed(chain):
+            for named in {ref.digest for ref in all_blobs_of(manifest)} | gone:
+                if named not in used:
+                    await blobs.delete(Digest(named))
+            await blobs.delete(Digest(digest))
+            gone = set()
+        await self._snapshots.drop(name)
+        for key in (cells.job_key(name), cells.version_key(name)):
+            revision, _ = await heads.load(key)
+            if revision:
+                await heads.drop(key, revision)
+            self._revisions.pop(key, None)
 
     async def _begin(self, job_record: JobRecord, bundle: Bundle) -> Job:
         keyframe = bundle.member(PARAMS)
@@ -221,7 +214,8 @@ class JobStore:
             job.learner.cache.sums, job.learner.cache.weight = found.sums, found.manifest.cache_weight
         # What a memo calls folded may lie in the lost version alone.
         job.recall(msgspec.structs.replace(memo, folded={}) if found.damage else memo)
-        if job_record.state == "running":
+        job.promoted = job_record.promoted
+        if job_record.state != "ended":
             await resume.reach(blobs, job, sizes)
         if found.damage:
             log.error("version.lost", job=name, damage=found.damage)
@@ -239,9 +233,15 @@ class JobStore:
         self._revisions[key] = await self._ports.heads.swing(key, expected, msgspec.json.encode(value))
 
 
-def decode_head(key: str, value: bytes, kind: type[S]) -> S:
-    """Decode a cell this program wrote; raise CorruptStateError when it is not of its form any more."""
-    try:
-        return msgspec.json.decode(value, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptStateError(f"head {key}: {error}") from error
+def blobs_used(jobs: Iterable[Job]) -> set[str]:
+    """Digests of all blobs that these jobs need; jobs on one bundle share their first model."""
+    used = set()
+    for job in jobs:
+        used |= {ref.digest for m in (*job.recent.values(), job.manifest) for ref in all_blobs_of(m)}
+        used |= {digest for merged in job.paths.merged.values() for digest in merged}
+        used |= {job.bundle_ref.digest, job.spec.testset or ""}
+    return used
+
+
+def _taken(name: str) -> RefusedError:
+    return RefusedError("exists", f"a job named {name} exists, or did; choose another name")

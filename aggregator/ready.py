@@ -11,7 +11,7 @@ READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small
 def wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
     """Tend the processes until the API answers or a signal came; raise SupervisorError."""
     deadline = time.monotonic() + READY_S
-    with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
+    with Api(supervisor.url) as api:
         while not signals:
             try:
                 api.health()

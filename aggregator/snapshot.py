@@ -79,6 +79,15 @@ class Snapshots:
         if before and before != digest:
             await self._blobs.delete(Digest(before))
 
+    async def drop(self, name: str) -> None:
+        """Delete the snapshot of a job that is deleted."""
+        revision, value = await self._heads.load(PREFIX + name)
+        if revision:
+            await self._blobs.delete(Digest(value.decode(errors="replace")))
+            await self._heads.drop(PREFIX + name, revision)
+        self._stored.pop(name, None)
+        self._versions.pop(name, None)
+
 
 def taken(job: Job) -> Snapshot:
     """The snapshot of a job at its newest version, whose buffer may hold anything."""

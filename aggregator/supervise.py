@@ -3,7 +3,9 @@
 They share only the ports, so the same three run on a cluster without this.
 """
 
+import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -18,7 +20,10 @@ from typing import IO
 import structlog
 
 from aggregator.restarts import Restarts
+from aggregator.tokens import Tokens, is_loopback, no_tokens
 from broker_bridge.broker import Broker, BrokerError, Kind, free_port
+from broker_bridge.ports import PortError
+from broker_bridge.ports.open import open_ports
 from edge_client.storage import HeldError, hold
 
 STOP_S = 4.5  # for all three; the bridge drains its window and the aggregator writes its memo in well under a second
@@ -111,6 +116,7 @@ class Supervisor:
     http_port: int
     mqtt_port: int
     broker_kind: Kind | str = "auto"
+    http_host: str = "127.0.0.1"
     broker: Broker | None = None
     children: list[Child] = field(default_factory=list)
     _lock: IO[str] | None = None
@@ -120,6 +126,7 @@ class Supervisor:
         try:
             self.state_dir.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.state_dir)
+            self._check_host()
             self._choose_ports()
             broker = Child("broker", self._start_broker, self.state_dir / "broker" / "broker.log")
             self.children = [broker]
@@ -128,7 +135,11 @@ class Supervisor:
             ports = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
             cache = str(self.state_dir / "bundles")
             self.children += [
-                self._child("aggregator", "--ports", ports, "--port", str(self.http_port), "--cache", cache),
+                self._child(
+                    "aggregator",
+                    *("--ports", ports, "--cache", cache),
+                    *("--host", self.http_host, "--port", str(self.http_port)),
+                ),
                 self._child("broker_bridge", "--ports", ports, "--broker", f"127.0.0.1:{self.broker.port}"),
             ]
             for child in self.children[1:]:
@@ -163,9 +174,36 @@ class Supervisor:
         if self._lock is not None:
             self._lock.close()
 
+    @property
+    def url(self) -> str:
+        """Of the HTTP API, as this machine reaches it."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - no address is bound here
+        host = everywhere.get(self.http_host, self.http_host)
+        return f"http://[{host}]:{self.http_port}" if ":" in host else f"http://{host}:{self.http_port}"
+
+    def _check_host(self) -> None:
+        """Say now what the aggregator would die of: listening beyond this machine takes a token."""
+        if is_loopback(self.http_host):
+            return
+
+        url = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
+
+        async def look() -> bool:
+            ports = open_ports(url)
+            try:
+                return await Tokens(ports.heads).any()
+            finally:
+                await ports.close()
+
+        try:
+            if not asyncio.run(look()):
+                raise SupervisorError(no_tokens(self.http_host, str(self.state_dir)))
+        except PortError as error:
+            raise SupervisorError(str(error)) from error
+
     def _choose_ports(self) -> None:
         self.http_port = self.http_port or free_port()
-        _check_free(self.http_port, "--port")
+        _check_free(self.http_port, "--port", self.http_host)
         if self.mqtt_port:
             if self.mqtt_port == self.http_port:
                 raise SupervisorError(f"--port and --mqtt-port are both {self.http_port}; choose two")
@@ -222,12 +260,16 @@ def _lock(state_dir: Path) -> IO[str]:
         ) from error
 
 
-def _check_free(port: int, option: str) -> None:
-    with socket.socket() as probe:
+def _check_free(port: int, option: str, host: str = "127.0.0.1") -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(error, socket.gaierror):
+                raise SupervisorError(
+                    f"{host} is not an address of this machine ({error.strerror}); choose another with --host"
+                ) from error
             raise SupervisorError(
                 f"port {port} is not free ({error.strerror}); stop what uses it, or choose another with {option}"
             ) from error

@@ -123,6 +123,12 @@ def blobs_of(manifest: VersionManifest) -> list[BlobRef]:
     return [ref for ref in (manifest.keyframe, manifest.delta, manifest.lag) if ref is not None]
 
 
+def all_blobs_of(manifest: VersionManifest) -> list[BlobRef]:
+    """The blobs of a version's model, and what only the newest version has."""
+    more = [ref for ref in (manifest.slots, manifest.cache_sums) if ref is not None]
+    return blobs_of(manifest) + more + [entry.frame for entry in manifest.cached.values()]
+
+
 async def load_model(blobs: Blobs, manifest: VersionManifest, sizes: Sequence[int]) -> tuple[Grid, ...]:
     """The model of a version as devices have it (x̂), its hash verified; raise CorruptStateError."""
     return await _load_frame(blobs, manifest, manifest.keyframe, sizes)

@@ -42,6 +42,7 @@ def job(engine: Engine, name: str) -> View:
         "ended_at": record.ended_at,
         "version": found.version,
         "best_version": found.best(),
+        "promoted_version": found.promoted,
         **_figures(found.history.newest),
         "updates": updates,
         "buffered": found.buffered,
@@ -76,6 +77,8 @@ def version(found: Job, record: VersionRecord) -> View:
     view["testset"] = None if measured is None else _figures(measured)
     view["staleness"] = {str(tau): n for tau, n in sorted(record.staleness.items())}
     view["stored"] = record.version in found.recent
+    view["promoted"] = record.version == found.promoted
+    view["parent"] = found.history.records[record.version - 1].manifest if record.version else None
     view |= _price(found, [record])
     view |= record.reported.mean()
     return view
@@ -139,10 +142,9 @@ def _figures(metrics: Metrics | None) -> View:
     return {name: None if metrics is None else getattr(metrics, name) for name in names}
 
 
-def device(record: DeviceRecord) -> View:
-    """One device."""
-    view: View = msgspec.to_builtins(record)
-    return view
+def device(engine: Engine, record: DeviceRecord) -> View:
+    """One device with its tags."""
+    return {**msgspec.to_builtins(record), "tags": engine.tags.of(record.device)}
 
 
 def find_version(found: Job, number: int) -> VersionRecord:

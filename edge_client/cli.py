@@ -19,6 +19,7 @@ SUMMARIES = {
     "job": "Start, list, watch and stop jobs.",
     "model": "Export trained models.",
     "simulate": "Compare strategies on a simulated fleet.",
+    "token": "Create and revoke tokens of the HTTP API.",
     "up": "Run broker, bridge and aggregator.",
 }
 EXTRAS = {"aggregator": "server", "broker_bridge": "server", "firmware_tools": "tools"}

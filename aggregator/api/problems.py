@@ -1,5 +1,7 @@
 """Every error of the API as a problem document (RFC 9457): what went wrong in words, and a stable `code`."""
 
+from typing import Any
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,15 +11,47 @@ from starlette.exceptions import HTTPException
 from aggregator.errors import AggregatorError, RefusedError
 from broker_bridge.ports import Conflict, PortError, StorageFull
 
-STATUS = {
+STATUS = {  # the rest: 422
     "not_found": 404,
     "exists": 409,
     "ended": 409,
+    "in_use": 409,
+    "key_reused": 409,
+    "paused": 409,
+    "running": 409,
     "not_stored": 410,
+    "stale_etag": 412,
     "too_large": 413,
     "damaged": 500,
-}  # the rest: 422
+    "not_ready": 503,
+    "too_many_viewers": 503,
+}
 FAILED = "the server failed; its log says why"
+
+PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "stable, for programs"},
+        "detail": {"type": "string", "description": "what to change, for people"},
+    },
+}
+_EXAMPLE = {
+    "type": "about:blank",
+    "title": "not_found",
+    "status": 404,
+    "code": "not_found",
+    "detail": "no job named exercize; there are: exercise",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem document (RFC 9457)",
+        "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA, "example": _EXAMPLE}},
+    }
+}
 
 log = structlog.get_logger()
 

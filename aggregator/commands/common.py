@@ -3,29 +3,37 @@
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
-from aggregator.client import DEFAULT_URL, ApiError
-
-P = ParamSpec("P")
+from aggregator.client import DEFAULT_URL, Api, ApiError
 
 EXIT_CODES = "Exit codes: 0 done, 1 refused or unreachable (the message says why), 2 wrong usage."
 
-server_option = click.option(
-    "--server", default=DEFAULT_URL, show_default=True, envvar="FEDFLEET_SERVER", help="URL of the HTTP API."
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 
 
-def shows_refusals(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn ApiError into a message and exit code 1."""
+def asks_server(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--server` and `--token`, and as `api` a client; a refusal is a message and exit code 1."""
 
+    @click.option(
+        "--server",
+        default=DEFAULT_URL,
+        show_default=True,
+        envvar="FEDFLEET_SERVER",
+        help="URL of the HTTP API.",
+    )
+    @click.option(
+        "--token",
+        envvar="FEDFLEET_TOKEN",
+        help="Token of the HTTP API; better given by the variable FEDFLEET_TOKEN, which no process list shows.",
+    )
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def run(*args: Any, server: str, token: str | None, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with Api(server, token) as api:
+                command(*args, api=api, **kwargs)
         except ApiError as error:
             raise click.ClickException(str(error)) from error
 

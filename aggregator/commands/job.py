@@ -14,7 +14,7 @@ from rich.table import Table
 
 from aggregator.audience import Mode
 from aggregator.client import Api, ApiError
-from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
+from aggregator.commands.common import EXIT_CODES, asks_server, json_option, print_json
 from aggregator.spec import EndSpec, TrainingSpec
 from edge_client.wire.messages import CODECS
 
@@ -65,21 +65,19 @@ def job() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="JSON file of further fields of the job; options given here win over it.",
 )
-@server_option
+@asks_server
 @json_option
-@shows_refusals
 def start(
-    bundle: Path, evaluate_on: Path | None, spec: Path | None, server: str, *, as_json: bool, **options: Any
+    bundle: Path, evaluate_on: Path | None, spec: Path | None, *, api: Api, as_json: bool, **options: Any
 ) -> None:
     """Upload a bundle and start a job on it."""
     fields = _fields(spec, options)
-    with Api(server) as api:
-        with _naming(bundle, "bad_bundle"):
-            fields["bundle"] = api.upload(bundle.read_bytes())
-        if evaluate_on is not None:
-            with _naming(evaluate_on, "bad_testset"):
-                fields["testset"] = api.upload_testset(evaluate_on.read_bytes())
-        started = api.start(fields)
+    with _naming(bundle, "bad_bundle"):
+        fields["bundle"] = api.upload(bundle.read_bytes())
+    if evaluate_on is not None:
+        with _naming(evaluate_on, "bad_testset"):
+            fields["testset"] = api.upload_testset(evaluate_on.read_bytes())
+    started = api.start(fields)
     if as_json:
         print_json(started)
     else:
@@ -90,13 +88,11 @@ def start(
 
 
 @job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)
-@server_option
+@asks_server
 @json_option
-@shows_refusals
-def list_jobs(server: str, *, as_json: bool) -> None:
+def list_jobs(*, api: Api, as_json: bool) -> None:
     """List all jobs."""
-    with Api(server) as api:
-        jobs = api.jobs()
+    jobs = api.jobs()
     if as_json:
         print_json(jobs)
         return
@@ -116,13 +112,11 @@ def list_jobs(server: str, *, as_json: bool) -> None:
 
 @job.command(epilog="Example: fedfleet job show exercise\n\n" + EXIT_CODES)
 @click.argument("name")
-@server_option
+@asks_server
 @json_option
-@shows_refusals
-def show(name: str, server: str, *, as_json: bool) -> None:
+def show(name: str, *, api: Api, as_json: bool) -> None:
     """Show one job and its newest versions."""
-    with Api(server) as api:
-        found, versions = api.job(name), api.versions(name)
+    found, versions = api.job(name), api.versions(name)
     if as_json:
         print_json({**found, "versions": versions})
         return
@@ -133,11 +127,10 @@ def show(name: str, server: str, *, as_json: bool) -> None:
 
 @job.command(epilog="Example: fedfleet job watch exercise\n\n" + EXIT_CODES)
 @click.argument("name")
-@server_option
-@shows_refusals
-def watch(name: str, server: str) -> None:
+@asks_server
+def watch(name: str, *, api: Api) -> None:
     """Watch a job live until it ends."""
-    with Api(server) as api, Live(console=Console(), refresh_per_second=4) as live:
+    with Live(console=Console(), refresh_per_second=4) as live:
         while True:
             found, versions = api.job(name), api.versions(name)
             grid = Table.grid()
@@ -151,13 +144,11 @@ def watch(name: str, server: str) -> None:
 
 @job.command(epilog="Example: fedfleet job stop exercise\n\n" + EXIT_CODES)
 @click.argument("name")
-@server_option
+@asks_server
 @json_option
-@shows_refusals
-def stop(name: str, server: str, *, as_json: bool) -> None:
+def stop(name: str, *, api: Api, as_json: bool) -> None:
     """End a job; its devices remove the workspace."""
-    with Api(server) as api:
-        stopped = api.stop(name)
+    stopped = api.stop(name)
     if as_json:
         print_json(stopped)
     else:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from aggregator.client import Api
-from aggregator.commands.common import EXIT_CODES, json_option, print_json, server_option, shows_refusals
+from aggregator.commands.common import EXIT_CODES, asks_server, json_option, print_json
 
 
 @click.group(epilog="Example: fedfleet model export exercise --out exercise.onnx\n\n" + EXIT_CODES)
@@ -24,17 +24,15 @@ def model() -> None:
     help="Version to export.  [default: the newest; of a detector, with a threshold of its own]",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
-@server_option
+@asks_server
 @json_option
-@shows_refusals
-def export(job: str, kind: str, version: int | None, out: Path, server: str, *, as_json: bool) -> None:
+def export(job: str, kind: str, version: int | None, out: Path, *, api: Api, as_json: bool) -> None:
     """Write the model of JOB as an ordinary ONNX inference model.
 
     int8 stores weights as 8-bit integers with one scale per output channel; of a bundle built with --quantize
     int8 it is a QDQ model that rounds activations, too.
     """
-    with Api(server) as api:
-        number, data = api.model(job, kind, version)
+    number, data = api.model(job, kind, version)
     part = out.with_name(f".{out.name}.part")
     try:
         part.write_bytes(data)

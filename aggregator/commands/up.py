@@ -24,11 +24,13 @@ PORT = click.IntRange(0, 65535)
     help="Directory of everything that survives a restart.",
 )
 @click.option(
-    "--port",
-    type=PORT,
-    default=8080,
+    "--host",
+    default="127.0.0.1",
     show_default=True,
-    help="Port of the HTTP API, on loopback; 0: a free one.",
+    help="Address of the HTTP API; another than loopback needs a token (fedfleet token create).",
+)
+@click.option(
+    "--port", type=PORT, default=8080, show_default=True, help="Port of the HTTP API; 0: a free one."
 )
 @click.option(
     "--mqtt-port",
@@ -45,7 +47,7 @@ PORT = click.IntRange(0, 65535)
     help="auto: mosquitto when it is installed, else iotcore.",
 )
 @json_option
-def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool) -> None:
+def up(state_dir: Path, host: str, port: int, mqtt_port: int, broker: str, *, as_json: bool) -> None:
     """Run broker, bridge and aggregator with its API until Ctrl+C or SIGTERM.
 
     Stopping and starting again with the same --state-dir goes on where it was.
@@ -53,7 +55,7 @@ def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool
     # What is said about the processes goes to stderr: with --json, stdout is one document.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with until_signalled() as signals:
-        supervisor = Supervisor(state_dir, port, mqtt_port, broker)
+        supervisor = Supervisor(state_dir, port, mqtt_port, broker, http_host=host)
         try:
             supervisor.start()
             wait_ready(supervisor, signals)
@@ -72,7 +74,7 @@ def up(state_dir: Path, port: int, mqtt_port: int, broker: str, *, as_json: bool
 def _say(supervisor: Supervisor, *, as_json: bool) -> None:
     assert supervisor.broker is not None
     facts = {
-        "api": f"http://127.0.0.1:{supervisor.http_port}/api/v1",
+        "api": f"{supervisor.url}/api/v1",
         "mqtt": f"127.0.0.1:{supervisor.broker.port}",
         "mqtt_v311": f"127.0.0.1:{supervisor.broker.port_v311}",
         "broker": supervisor.broker.kind,

@@ -20,6 +20,19 @@ from tests.e2e.server import TRACEBACK, WAIT_S, Aggregator, small_bundle
 HOSTILE = ("..%2F..%2Ffleet.db", "x", "A" * 64, "0" * 63, "0" * 4000, "%00", "%2e%2e", "0" * 64)
 ROUTES = {
     ("get", "/health"),
+    ("get", "/ready"),
+    ("put", "/devices/{device}/tags"),
+    ("get", "/bundles"),
+    ("delete", "/bundles/{digest}"),
+    ("post", "/jobs/validate"),
+    ("post", "/jobs/{name}/pause"),
+    ("post", "/jobs/{name}/resume"),
+    ("delete", "/jobs/{name}"),
+    ("get", "/jobs/{name}/versions/{number}/manifest"),
+    ("post", "/jobs/{name}/versions/{number}/promote"),
+    ("get", "/updates"),
+    ("get", "/events"),
+    ("get", "/audit"),
     ("get", "/devices"),
     ("get", "/devices/{device}"),
     ("post", "/bundles"),
@@ -105,6 +118,32 @@ def test_a_bundle_comes_back_as_its_manifest(api, bundle, digest):
     assert (again.status_code, again.json()["digest"]) == (201, digest)
     assert shown["size"] == len(bundle.to_bytes())
     assert shown["manifest"]["data"] == {"shape": [2, 8], "n_classes": 3}
+
+
+def test_events_of_a_real_server_are_followed_and_resumed(api, digest):
+    """A viewer over TCP is told of changes as they come, and with Last-Event-ID of those it missed."""
+    seen = []
+    with api.stream("GET", "/events", params={"kinds": "job"}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = response.iter_lines()
+        assert next(lines) == ": connected"
+        api.post("/jobs", json=spec("told", digest))
+        for line in lines:
+            seen.append(line)
+            if line.startswith("data:"):
+                break
+    event_id = next(line for line in seen if line.startswith("id: ")).removeprefix("id: ")
+    assert json.loads(seen[-1].removeprefix("data: ")) == {
+        "name": "told", "state": "running", "reason": "", "promoted": None,
+    }  # fmt: skip
+
+    api.post("/jobs/told/stop")
+    resumed = {"Last-Event-ID": event_id}
+    with api.stream("GET", "/events", params={"kinds": "job"}, headers=resumed) as response:
+        data = next(line for line in response.iter_lines() if line.startswith("data:"))
+    told = json.loads(data.removeprefix("data: "))
+    assert (told["name"], told["state"]) == ("told", "ended")
+    refused(api.get("/events", params={"kinds": "job,x"}), 422, "bad_request", "x", "rejection")
 
 
 def damaged(raw, name):
@@ -350,6 +389,18 @@ def test_a_taken_port_ends_the_process_with_its_number(server, alone):
     assert TRACEBACK not in alone.log.read_text()
     assert not (alone.directory / "fleet.db").exists()
     assert not list(alone.temporary.iterdir())
+
+
+def test_stopping_does_not_wait_for_viewers(alone):
+    """A server that is stopped ends the streams of those who follow it, in order."""
+    alone.start()
+    with alone.client() as client, client.stream("GET", "/events") as response:
+        lines = response.iter_lines()
+        assert next(lines) == ": connected"
+        alone.process.terminate()
+        assert [line for line in lines if line] == []
+        assert alone.process.wait(WAIT_S) == 0
+    assert TRACEBACK not in alone.log.read_text()
 
 
 def test_stopping_leaves_no_files_and_damaged_state_is_named(bundle, alone):

@@ -1,6 +1,7 @@
 """The `fedfleet` command as people run it: a process of its own, with its words and exit codes."""
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -179,6 +180,57 @@ def listens(host, port):
     except OSError:
         return False
     return True
+
+
+# -- token ----------------------------------------------------------------------------------------------
+
+
+def test_a_token_from_first_to_last(tmp_path):
+    """A token made while the server runs is needed from then on, shows in lists without itself, and can be revoked."""
+    up = Up(tmp_path / "state")
+    try:
+        place = ("--state-dir", up.state_dir)
+        made = fedfleet("token", "create", "--name", "ci", "--role", "viewer", "--expires", "12h", *place)
+        text = made.stdout.strip()
+        assert text.startswith("ff_")
+        assert "needed" in up.run("job", "list", code=1).stderr
+        assert up.run("job", "list", "--token", text).stdout.startswith("no jobs yet")
+        assert "needs the role operator" in up.run("job", "stop", "x", "--token", text, code=1).stderr
+        (listed,) = json.loads(fedfleet("token", "list", "--json", *place).stdout)
+        assert (listed["name"], listed["role"]) == ("ci", "viewer")
+        assert text.split("_", 2)[2] not in fedfleet("token", "list", *place).stdout
+        assert (
+            "there is a token named ci" in fedfleet("token", "create", "--name", "ci", *place, code=1).stderr
+        )
+        assert "12h" in fedfleet("token", "create", "--name", "x", "--expires", "12", *place, code=2).stderr
+        assert "revoked" in fedfleet("token", "revoke", "ci", *place).stdout
+        assert "there are: none" in fedfleet("token", "revoke", "ci", *place, code=1).stderr
+        assert "unauthorized" not in up.run("job", "list").stdout
+        nowhere = fedfleet("token", "list", "--state-dir", tmp_path / "no", code=1).stderr
+        assert "is not a state directory" in nowhere
+    finally:
+        up.close()
+        gone(tmp_path)
+
+
+def test_a_server_beyond_loopback_needs_a_token_before_it_starts(tmp_path):
+    """`up --host` without a token says which command makes one; with one it serves those who have it."""
+    state = tmp_path / "state"
+    refused = fedfleet("up", "--state-dir", state, "--host", "0.0.0.0", "--port", 0, "--mqtt-port", 0, code=1)
+    assert f"fedfleet token create --name me --role admin --state-dir {state}" in refused.stderr
+    other = fedfleet("up", "--state-dir", state, "--host", "192.0.2.1", "--port", 0, "--mqtt-port", 0, code=1)
+    assert "no token yet" in other.stderr
+
+    token = fedfleet("token", "create", "--name", "me", "--state-dir", state).stdout.strip()
+    other = fedfleet("up", "--state-dir", state, "--host", "192.0.2.1", "--port", 0, "--mqtt-port", 0, code=1)
+    assert "192.0.2.1 is not an address of this machine" in other.stderr
+    up = Up(state, "--host", "0.0.0.0")
+    try:
+        assert httpx.get(f"{up.facts['api']}/jobs").status_code == 401
+        assert "no jobs yet" in up.run("job", "list", "--token", token).stdout
+    finally:
+        up.close()
+        gone(tmp_path)
 
 
 # -- job and model --------------------------------------------------------------------------------------

@@ -4,16 +4,18 @@ import asyncio
 import hashlib
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
 
+from aggregator.api.app import create_app
 from aggregator.engine import Engine
 from aggregator.spec import parse
 from broker_bridge import cells
 from broker_bridge.ports import Kind
 from broker_bridge.ports.open import open_ports
-from broker_bridge.records import EvaluationRecord, EventRecord, UpdateRecord, encode
+from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord, encode
 from edge_client.wire import messages, topics
 from edge_client.wire.sparse import Update
 from edge_client.wire.sparse import encode as encode_update
@@ -48,6 +50,16 @@ class Site:
 
     def fresh_engine(self):
         self.engine = Engine(self.ports, self.cache, self.clock)
+
+    def api(self, *, token=None, client="127.0.0.1", host="127.0.0.1", **options):
+        """A client of the HTTP API around the engine, which runs in the same loop."""
+        transport = httpx.ASGITransport(create_app(self.engine, **options), client=(client, 1))
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.AsyncClient(transport=transport, base_url=f"http://{host}/api/v1", headers=headers)
+
+    async def reject(self, device, code, message):
+        record = RejectionRecord(self.clock(), code, message)
+        await self.append(device, Kind.REJECTION, record, self.uid(device))
 
     async def start_job(self, bundle, **fields):
         _, digest = await self.engine.shelf.add(bundle)

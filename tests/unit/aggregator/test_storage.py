@@ -62,7 +62,7 @@ async def until(condition):
 async def asked(engine, path):
     """What the API answers."""
     transport = httpx.ASGITransport(create_app(engine))
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return (await client.get(path)).json()
 
 

@@ -1,0 +1,61 @@
+"""What happens, live (server-sent events), and who changed what."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+
+from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_number
+from aggregator.engine import Engine
+from aggregator.errors import RefusedError
+from aggregator.stream import KINDS
+
+VIEWERS_MAX = 500  # connections that stay open; more are refused, or they would starve everybody else
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
+def routes(engine: Engine) -> APIRouter:
+    """`/events` and `/audit`."""
+    router = APIRouter(tags=["events"])
+    viewers: set[object] = set()
+
+    @router.get("/events", response_class=StreamingResponse, responses=STREAM)
+    async def follow_events(
+        kinds: Annotated[
+            str | None, Query(max_length=100, description="Comma-separated; all unless given.")
+        ] = None,
+        last_event_id: Annotated[str | None, Header(max_length=100)] = None,
+    ) -> StreamingResponse:
+        """Server-sent events `job`, `version`, `device`, `update`, `rejection` and `audit`.
+
+        `Last-Event-ID` goes on after that event; an event `reset` says that some are lost, and to read anew.
+        """
+        wanted = KINDS if kinds is None else tuple(kinds.split(","))
+        unknown = [kind for kind in wanted if kind not in KINDS]
+        if unknown:
+            raise RefusedError("bad_request", f"kinds: no {unknown[0][:40]!r}; there are: {', '.join(KINDS)}")
+        if len(viewers) >= VIEWERS_MAX:
+            raise RefusedError(
+                "too_many_viewers", f"{VIEWERS_MAX} viewers follow already; close some, or ask for lists"
+            )
+
+        async def body() -> Any:
+            this = object()
+            viewers.add(this)
+            try:
+                async for text in engine.stream.follow(last_event_id, wanted):
+                    yield text
+            finally:
+                viewers.discard(this)
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    @router.get("/audit")
+    async def list_audit(limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None) -> dict[str, Any]:
+        """The newest thousand changes that people made, newest first."""
+        entries = engine.audit.entries
+        shown, after = page_by_number(entries, lambda e: e.number, limit, cursor, newest_first=True)
+        return answer("audit", [msgspec.to_builtins(entry) for entry in shown], after, len(entries))
+
+    return router
