@@ -175,3 +175,21 @@ def test_sums_of_few_values_are_kept_sparse():
 
         assert np.array_equal(sums.dense(), plain)
         assert (sums.array is None) == (count * (count + 1) // 2 <= 100)
+
+
+def test_many_sparse_sums_merge_exactly():
+    """I2: the largest sums that validation lets through are added without rounding."""
+    rng = np.random.default_rng(1)
+    plain, shards = np.zeros(5000, dtype=np.int64), []
+    for _ in range(40):
+        shard = Sums(5000)
+        positions = rng.choice(5000, 30, replace=False)
+        values = rng.integers(-(2**62) // 40, 2**62 // 40, 30)
+        shard.add(positions, values)
+        plain[positions] += values
+        shards.append(shard)
+    together = Sums(5000)
+    for shard in shards:
+        together.merge(shard)
+
+    assert np.array_equal(together.dense(), plain)
