@@ -74,6 +74,7 @@ class Job:
         self.history = History()
         self.leases = self._places({}, {})
         self.paths = Paths(bundle.sizes)
+        self.paths.hold(self.version, self.state.model)
         self.audience = Audience(spec.fanout)
         self.participants: set[str] = set()
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
@@ -166,6 +167,7 @@ class Job:
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self.recent[self.version] = self.manifest
         self.paths.extend(self.version, sealed.delta)
+        self.paths.hold(self.version, self.state.model)
         if (
             self.spec.barrier
         ):  # the round is over: who has not answered is refused as stale, and keeps no place

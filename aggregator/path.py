@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 from aggregator.versions import VersionManifest, reference
 from edge_client.wire import grid
+from edge_client.wire.grid import Grid
 from edge_client.wire.messages import BlobRef
 
 Way = tuple[BlobRef, ...]
+MODELS_BYTES_MAX = 64 << 20  # of models in memory, a job: 28 versions of half a million weights
+VALUE_BYTES = 4  # of a weight on the grid
 
 
 class Paths:
@@ -20,11 +23,20 @@ class Paths:
         self._sizes = sizes
         self._deltas: dict[int, tuple[BlobRef, bytes]] = {}  # by the version each leads to
         self._ways: dict[int, Way] = {}  # to the newest version, by the version held
-        self._made: dict[
-            int, bytes
-        ] = {}  # merged deltas that are those ways and were not named yet, likewise
+        self._made: dict[int, bytes] = {}  # merged deltas that are such a way and were not named yet
+        self._models: dict[int, tuple[Grid, ...]] = {}
         self._fresh: list[bytes] = []
         self.merged: dict[int, list[str]] = {}  # digests, by the version they lead to
+
+    def hold(self, version: int, model: tuple[Grid, ...]) -> None:
+        """Keep the model that devices have at a version: a difference costs a fraction of merging deltas.
+
+        As many are kept as MODELS_BYTES_MAX has room for, the newest.
+        """
+        self._models[version] = model
+        most = max(1, MODELS_BYTES_MAX // (VALUE_BYTES * sum(self._sizes)))
+        for old in sorted(self._models)[:-most]:
+            del self._models[old]
 
     def extend(self, version: int, delta: bytes) -> None:
         """`version` is the newest now, and this delta leads to it."""
@@ -68,6 +80,7 @@ class Paths:
     def forget(self, oldest: int) -> list[str]:
         """Forget what leads to versions before `oldest`; return the digests of merged deltas that may go."""
         self._deltas = {version: kept for version, kept in self._deltas.items() if version >= oldest}
+        self._models = {version: model for version, model in self._models.items() if version >= oldest}
         gone = [version for version in self.merged if version < oldest]
         return [digest for version in gone for digest in self.merged.pop(version)]
 
@@ -79,11 +92,19 @@ class Paths:
                 return None
             way = tuple(self._deltas[step][0] for step in steps)
             if len(way) > 1:
-                merged = grid.merge(grid.decode(self._deltas[step][1], self._sizes) for step in steps)
+                merged = self._merged(holds, version)
                 if len(merged) < _bytes(way):
                     way, self._made[holds] = (reference(merged),), merged
             self._ways[holds] = way
         return self._ways[holds]
+
+    def _merged(self, holds: int, version: int) -> bytes:
+        """One delta between two versions, from their models when they are at hand."""
+        before, after = self._models.get(holds), self._models.get(version)
+        if before is not None and after is not None:
+            return grid.encode_delta(version, holds, after, before)
+        steps = range(holds + 1, version + 1)
+        return grid.merge(grid.decode(self._deltas[step][1], self._sizes) for step in steps)
 
 
 def _bytes(way: Way) -> int:
