@@ -2,7 +2,7 @@
 
 import time
 
-from aggregator.client import Api, ApiError
+from aggregator.sdk import Fleet, FleetError
 from aggregator.supervise import POLL_S, Supervisor, SupervisorError
 
 READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small machine ten times that
@@ -11,11 +11,11 @@ READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small
 def wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
     """Tend the processes until the API answers or a signal came; raise SupervisorError."""
     deadline = time.monotonic() + READY_S
-    with Api(supervisor.url) as api:
+    with Fleet(supervisor.url) as fleet:
         while not signals:
             try:
-                api.health()
-            except ApiError as error:
+                fleet.health()
+            except FleetError as error:
                 lost = supervisor.hopeless()
                 if lost is not None:
                     raise SupervisorError(

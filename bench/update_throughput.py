@@ -24,7 +24,7 @@ import numpy as np
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from aggregator.client import Api, ApiError
+from aggregator.sdk import Fleet, FleetError
 from aggregator.supervise import Supervisor
 from broker_bridge.broker import free_port
 from edge_client.bundle import PARAMS
@@ -123,20 +123,20 @@ def rss_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
-def start_job(api: Api) -> Frames:
+def start_job(fleet: Fleet) -> Frames:
     """Start the job and describe its updates."""
     compiled = compile_training(cnn1d(widths=WIDTHS))
-    digest = api.upload(compiled.to_bytes())
+    digest = fleet.upload(compiled.to_bytes())
     # Every update is made from version 0, so that the generators need not follow the versions.
     spec = {"name": JOB, "bundle": digest, "dataset": "bench", "buffer_size": 100, "staleness_max": 1000}
-    api.start(spec)
+    fleet.start(spec)
     hash_0 = grid.decode(compiled.members[PARAMS], compiled.manifest.sizes).model_hash
     return Frames(compiled.manifest.sizes, hash_0)
 
 
-def folded(api: Api) -> int:
+def folded(fleet: Fleet) -> int:
     """Updates in versions and in the buffer."""
-    job = api.job(JOB)
+    job = fleet.job(JOB).facts
     return int(job["updates"]) + int(job["buffered"])
 
 
@@ -145,15 +145,15 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
     supervisor = Supervisor(directory, free_port(), 0, options.broker)
     supervisor.start()
     try:
-        with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
-            wait_until(lambda: answers(api), READY_S)
-            frames = start_job(api)
-            run(options, supervisor, api, frames)
+        with Fleet(f"http://127.0.0.1:{supervisor.http_port}") as fleet:
+            wait_until(lambda: answers(fleet), READY_S)
+            frames = start_job(fleet)
+            run(options, supervisor, fleet, frames)
     finally:
         supervisor.stop()
 
 
-def run(options: argparse.Namespace, supervisor: Supervisor, api: Api, frames: Frames) -> None:
+def run(options: argparse.Namespace, supervisor: Supervisor, fleet: Fleet, frames: Frames) -> None:
     """Load the server, wait until everything is folded, and print who worked how much."""
     assert supervisor.broker is not None
     pids = {child.name: child.process.pid for child in supervisor.children if child.process is not None}
@@ -170,7 +170,7 @@ def run(options: argparse.Namespace, supervisor: Supervisor, api: Api, frames: F
         worker.start()
     rows = [results.get() for _ in workers]
     count = sum(row[2] for row in rows)
-    wait_until(lambda: folded(api) >= count, FOLD_S)
+    wait_until(lambda: folded(fleet) >= count, FOLD_S)
     began, received, ended = min(r[0] for r in rows), max(r[1] for r in rows), time.time()
     for worker in workers:
         worker.join()
@@ -183,18 +183,18 @@ def run(options: argparse.Namespace, supervisor: Supervisor, api: Api, frames: F
             f"RSS {before[name][1]:.0f} -> {rss_mb(pid):.0f} MB"
         )
     print(f"  loaders       {sum(r[4] for r in rows) / count * 1e6:6.0f} µs CPU an update")
-    wait_until(lambda: api.health()["bridge"]["accepted"] >= count, FOLD_S)  # written once a second
-    bridge = api.health()["bridge"]
+    wait_until(lambda: fleet.health()["bridge"]["accepted"] >= count, FOLD_S)  # written once a second
+    bridge = fleet.health()["bridge"]
     print(
         f"  accepted {bridge['accepted']}, duplicates {bridge['duplicates']}, refused {bridge['rejected']} {rows[0][3]}"
     )
 
 
-def answers(api: Api) -> bool:
+def answers(fleet: Fleet) -> bool:
     """True once the server does."""
     try:
-        api.health()
-    except ApiError:
+        fleet.health()
+    except FleetError:
         return False
     return True
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from aggregator.client import DEFAULT_URL, Api, ApiError
+from aggregator.sdk import Fleet, FleetError
+from aggregator.sdk.wire import DEFAULT_URL
 
 EXIT_CODES = "Exit codes: 0 done, 1 refused or unreachable (the message says why), 2 wrong usage."
 
@@ -15,7 +16,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print facts 
 
 
 def asks_server(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--server` and `--token`, and as `api` a client; a refusal is a message and exit code 1."""
+    """Give a command `--server` and `--token`, and as `fleet` a client; a refusal is a message and exit code 1."""
 
     @click.option(
         "--server",
@@ -32,9 +33,9 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, server: str, token: str | None, **kwargs: Any) -> None:
         try:
-            with Api(server, token) as api:
-                command(*args, api=api, **kwargs)
-        except ApiError as error:
+            with Fleet(server, token=token) as fleet:
+                command(*args, fleet=fleet, **kwargs)
+        except FleetError as error:
             raise click.ClickException(str(error)) from error
 
     return run

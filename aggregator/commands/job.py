@@ -1,7 +1,6 @@
 """`fedfleet job`: start jobs, look at them, stop them."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -13,12 +12,12 @@ from rich.live import Live
 from rich.table import Table
 
 from aggregator.audience import Mode
-from aggregator.client import Api, ApiError
 from aggregator.commands.common import EXIT_CODES, asks_server, json_option, print_json
+from aggregator.sdk import Fleet, FleetError
 from aggregator.spec import EndSpec, TrainingSpec
 from edge_client.wire.messages import CODECS
 
-WATCH_INTERVAL_S = 1.0
+VERSIONS_SHOWN = 10
 
 
 @click.group(epilog="Example: fedfleet job list\n\n" + EXIT_CODES)
@@ -68,16 +67,16 @@ def job() -> None:
 @asks_server
 @json_option
 def start(
-    bundle: Path, evaluate_on: Path | None, spec: Path | None, *, api: Api, as_json: bool, **options: Any
+    bundle: Path, evaluate_on: Path | None, spec: Path | None, *, fleet: Fleet, as_json: bool, **options: Any
 ) -> None:
     """Upload a bundle and start a job on it."""
     fields = _fields(spec, options)
     with _naming(bundle, "bad_bundle"):
-        fields["bundle"] = api.upload(bundle.read_bytes())
+        fields["bundle"] = fleet.upload(bundle.read_bytes())
     if evaluate_on is not None:
         with _naming(evaluate_on, "bad_testset"):
-            fields["testset"] = api.upload_testset(evaluate_on.read_bytes())
-    started = api.start(fields)
+            fields["testset"] = fleet.upload_testset(evaluate_on.read_bytes())
+    started = fleet.start(fields).facts
     if as_json:
         print_json(started)
     else:
@@ -90,9 +89,9 @@ def start(
 @job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)
 @asks_server
 @json_option
-def list_jobs(*, api: Api, as_json: bool) -> None:
+def list_jobs(*, fleet: Fleet, as_json: bool) -> None:
     """List all jobs."""
-    jobs = api.jobs()
+    jobs = [job.facts for job in fleet.jobs()]
     if as_json:
         print_json(jobs)
         return
@@ -114,41 +113,38 @@ def list_jobs(*, api: Api, as_json: bool) -> None:
 @click.argument("name")
 @asks_server
 @json_option
-def show(name: str, *, api: Api, as_json: bool) -> None:
+def show(name: str, *, fleet: Fleet, as_json: bool) -> None:
     """Show one job and its newest versions."""
-    found, versions = api.job(name), api.versions(name)
+    job = fleet.job(name)
     if as_json:
-        print_json({**found, "versions": versions})
+        print_json({**job.facts, "versions": job.versions()})
         return
     console = Console()
-    console.print(summary(found))
-    console.print(newest(versions))
+    console.print(summary(job.facts))
+    console.print(newest(job.newest(VERSIONS_SHOWN)))
 
 
 @job.command(epilog="Example: fedfleet job watch exercise\n\n" + EXIT_CODES)
 @click.argument("name")
 @asks_server
-def watch(name: str, *, api: Api) -> None:
+def watch(name: str, *, fleet: Fleet) -> None:
     """Watch a job live until it ends."""
+    job = fleet.job(name)
     with Live(console=Console(), refresh_per_second=4) as live:
-        while True:
-            found, versions = api.job(name), api.versions(name)
+        for facts in job.follow():
             grid = Table.grid()
-            grid.add_row(summary(found))
-            grid.add_row(newest(versions))
+            grid.add_row(summary(facts))
+            grid.add_row(newest(job.newest(VERSIONS_SHOWN)))
             live.update(grid)
-            if found["state"] == "ended":
-                return
-            time.sleep(WATCH_INTERVAL_S)
 
 
 @job.command(epilog="Example: fedfleet job stop exercise\n\n" + EXIT_CODES)
 @click.argument("name")
 @asks_server
 @json_option
-def stop(name: str, *, api: Api, as_json: bool) -> None:
+def stop(name: str, *, fleet: Fleet, as_json: bool) -> None:
     """End a job; its devices remove the workspace."""
-    stopped = api.stop(name)
+    stopped = fleet.job(name).stop()
     if as_json:
         print_json(stopped)
     else:
@@ -178,11 +174,11 @@ def summary(found: dict[str, Any]) -> Table:
     return table
 
 
-def newest(versions: list[dict[str, Any]], count: int = 10) -> Table:
+def newest(versions: list[dict[str, Any]]) -> Table:
     """The newest versions as a table."""
     columns = ("version", "updates", "τ:n", "hold-out", "loss", "b/param", "residual", "delta", "lag")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))  # fits 80 columns
-    for version in versions[-count:]:
+    for version in versions:
         staleness = " ".join(f"{tau}:{n}" for tau, n in version["staleness"].items())
         table.add_row(
             str(version["version"]),
@@ -255,8 +251,8 @@ def _naming(path: Path, code: str) -> Iterator[None]:
     """Name the file in a refusal of what is in it."""
     try:
         yield
-    except ApiError as error:
-        raise ApiError(error.code, f"{path}: {error}" if error.code == code else str(error)) from error
+    except FleetError as error:
+        raise FleetError(error.code, f"{path}: {error}" if error.code == code else str(error)) from error
 
 
 def _fields(spec: Path | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress
 
-from aggregator.client import Api, ApiError
 from aggregator.demo import baselines, data, plan, report
 from aggregator.demo.devices import Devices
 from aggregator.demo.live import Look, accuracy
 from aggregator.ready import wait_ready
+from aggregator.sdk import Fleet, FleetError
 from aggregator.supervise import Supervisor, SupervisorError, until_signalled
 from broker_bridge.broker import BrokerError
 
@@ -61,7 +61,7 @@ def demo(directory: Path, broker: str, json_file: Path | None) -> None:
     try:
         with _alone(directory), until_signalled() as signals:
             result = _run(console, directory, broker, signals)
-    except (data.DataError, SupervisorError, BrokerError, ApiError, DemoError) as error:
+    except (data.DataError, SupervisorError, BrokerError, FleetError, DemoError) as error:
         raise click.ClickException(str(error)) from error
     console.print(report.table(result))
     console.print(report.facts(result))
@@ -109,15 +109,16 @@ def _run(console: Console, directory: Path, broker: str, signals: list[int]) -> 
             f"{supervisor.broker.kind} on port {supervisor.broker.port}, API on port {supervisor.http_port}, "
             f"{len(shards)} devices, {len(unseen.y)} windows of people they never saw; logs in {run}"
         )
-        with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
-            api.start(plan.spec(api.upload(bundle.read_bytes())))
+        with Fleet(supervisor.url) as fleet:
+            fleet.start(plan.spec(fleet.upload(bundle.read_bytes())))
             with Devices(run / "devices", shards, supervisor.broker.port) as devices:
-                look = _watch(console, api, supervisor, devices, unseen, signals)
-            job, versions = api.job(plan.JOB), api.versions(plan.JOB)
-            bridge = api.health()["bridge"]
+                look = _watch(console, fleet, supervisor, devices, unseen, signals)
+            found = fleet.job(plan.JOB)
+            job, versions = found.facts, found.versions()
+            bridge = fleet.health()["bridge"]
             chosen = job["best_version"] if job["best_version"] is not None else job["version"]
-            federated = accuracy(api.model(plan.JOB, "fp32", chosen)[1], unseen)
-            _, int8 = api.model(plan.JOB, "int8", chosen)
+            federated = accuracy(found.model("fp32", chosen).data, unseen)
+            int8 = found.model("int8", chosen).data
     finally:
         supervisor.stop()
     (directory / "exercise-int8.onnx").write_bytes(int8)
@@ -145,7 +146,7 @@ def _run(console: Console, directory: Path, broker: str, signals: list[int]) -> 
 
 def _watch(  # noqa: PLR0917 - what is watched, in the order it is made
     console: Console,
-    api: Api,
+    fleet: Fleet,
     supervisor: Supervisor,
     devices: Devices,
     unseen: data.Shard,
@@ -156,7 +157,7 @@ def _watch(  # noqa: PLR0917 - what is watched, in the order it is made
     with Live(console=console, refresh_per_second=4) as live:
         while True:
             supervisor.tend()
-            before, look = look, Look.take(api, unseen, look)
+            before, look = look, Look.take(fleet, unseen, look)
             now = time.monotonic()
             live.update(look.table(now - started))
             if not console.is_terminal and now >= line_due:

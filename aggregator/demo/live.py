@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from aggregator.client import Api
 from aggregator.demo.data import Shard
 from aggregator.demo.plan import JOB, VERSIONS_MAX
+from aggregator.sdk import Fleet
 from edge_client.runtime import ort
 
 
@@ -32,15 +32,16 @@ class Look:
     unseen_accuracy: float = 0.0
 
     @classmethod
-    def take(cls, api: Api, unseen: Shard, before: "Look | None") -> "Look":
+    def take(cls, fleet: Fleet, unseen: Shard, before: "Look | None") -> "Look":
         """Ask the server; evaluate the newest version unless `before` did already."""
-        job = api.job(JOB)
-        look = cls(job, api.health()["bridge"] or {}, api.devices())
+        found = fleet.job(JOB)
+        job = found.facts
+        look = cls(job, fleet.health()["bridge"] or {}, fleet.devices())
         if before is not None and before.unseen_version == job["version"]:
             look.unseen_version, look.unseen_accuracy = before.unseen_version, before.unseen_accuracy
         else:
-            look.unseen_version, model = api.model(JOB, "fp32")
-            look.unseen_accuracy = accuracy(model, unseen)
+            model = found.model()
+            look.unseen_version, look.unseen_accuracy = model.version, accuracy(model.data, unseen)
         return look
 
     def line(self, seconds: float) -> str:

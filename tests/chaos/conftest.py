@@ -15,8 +15,8 @@ import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 
+from aggregator import sdk
 from aggregator.buffer import Buffer
-from aggregator.client import Api, ApiError
 from aggregator.commit import advance, mean_update
 from aggregator.fold import Fold
 from aggregator.hidden import follow
@@ -122,20 +122,20 @@ class Fleet:
     def start(self):
         self.supervisor.start()
         self.mqtt_port = self.supervisor.broker.port
-        self.api = Api(f"http://127.0.0.1:{self.supervisor.http_port}")
+        self.api = sdk.Fleet(f"http://127.0.0.1:{self.supervisor.http_port}")
         until(self.healthy, "the API answers")
         self.ledger = Ledger(self.mqtt_port)
 
     def healthy(self):
         try:
             return self.api.health()["status"] == "ok"
-        except ApiError:
+        except sdk.FleetError:
             return False
 
     def job(self):
         try:
-            return self.api.job("waves")
-        except ApiError:
+            return self.api.job("waves").facts
+        except sdk.FleetError:
             return None
 
     def start_job(self, bundle, **fields):
@@ -197,7 +197,7 @@ class Fleet:
         if hasattr(self, "ledger"):
             self.ledger.stop()
         if hasattr(self, "api"):
-            self.api._http.close()
+            self.api.close()
         self.supervisor.stop()
 
     def audit(self):

@@ -6,7 +6,7 @@ from contextlib import closing
 import onnx
 import pytest
 
-from aggregator.client import ApiError
+from aggregator.sdk import FleetError
 from broker_bridge.broker import find_mosquitto
 from tests.chaos.conftest import Fleet, compile_bundle, until
 
@@ -19,7 +19,7 @@ def run_until(fleet, versions):
 
 def finish(fleet):
     """End the job, let every device hear it and settle its outbox, then audit."""
-    fleet.api.stop("waves")
+    fleet.api.job("waves").stop()
 
     def settled():
         tasks = [d["tasks"].get("waves") for d in fleet.api.devices()]
@@ -59,7 +59,7 @@ def test_a_device_killed_while_it_trains_comes_back(fleet, bundle):
         )
         fleet.kill_device("dev-a")
         fleet.start_device("dev-a")
-        run_until(fleet, fleet.api.job("waves")["version"] + 1)
+        run_until(fleet, fleet.api.job("waves").facts["version"] + 1)
 
     assert finish(fleet) >= 9
 
@@ -76,9 +76,9 @@ def test_a_device_that_joins_late_catches_up_by_one_merged_delta(fleet, bundle):
         lambda: next((a for name, a in fleet.ledger.assignments if name == "dev-e"), None),
         "dev-e is assigned",
     )
-    versions = fleet.api.versions("waves")
+    versions = fleet.api.job("waves").versions()
     until(
-        lambda: any("dev-e" in v["devices"] for v in fleet.api.versions("waves")),
+        lambda: any("dev-e" in v["devices"] for v in fleet.api.job("waves").versions()),
         "an update of dev-e in a version",
     )
 
@@ -86,7 +86,7 @@ def test_a_device_that_joins_late_catches_up_by_one_merged_delta(fleet, bundle):
     (blob,) = assignment.model
     assert blob.size < versions[assignment.version]["bytes_keyframe"]
     assert blob.size < sum(v["bytes_delta"] for v in versions[: assignment.version + 1])
-    assert fleet.api.job("waves")["rejected"] == {}
+    assert fleet.api.job("waves").facts["rejected"] == {}
     assert finish(fleet) >= 15
 
 
@@ -99,7 +99,7 @@ def test_a_broker_killed_with_updates_in_flight_loses_none(fleet, bundle):
 
     for _ in range(2):
         fleet.kill_broker()
-        run_until(fleet, fleet.api.job("waves")["version"] + 2)
+        run_until(fleet, fleet.api.job("waves").facts["version"] + 2)
 
     assert finish(fleet) >= 12
 
@@ -115,7 +115,7 @@ def test_a_server_killed_mid_buffer_goes_on_from_its_version(fleet, bundle):
         before = until(lambda: (j := fleet.job()) and j["buffered"] >= 1 and j, "a part-full buffer")
         fleet.kill_child(victim)
         until(fleet.healthy, "the API answers again")
-        assert fleet.api.job("waves")["version"] >= before["version"]
+        assert fleet.api.job("waves").facts["version"] >= before["version"]
         run_until(fleet, before["version"] + 2)
 
     assert finish(fleet) >= 15
@@ -132,9 +132,10 @@ def test_what_devices_observe_of_activations_survives_kills_and_makes_an_int8_mo
     fleet.kill_device("dev-a")
     fleet.start_device("dev-a")
     run_until(fleet, 3)
-    version, model = fleet.api.model("waves", "int8")
-    with pytest.raises(ApiError, match="no device has observed"):
-        fleet.api.model("waves", "int8", 0)
+    found = fleet.api.job("waves").model("int8")
+    version, model = found.version, found.data
+    with pytest.raises(FleetError, match="no device has observed"):
+        fleet.api.job("waves").model("int8", 0)
     nodes = onnx.load_from_string(model).graph.node
 
     assert version >= 3

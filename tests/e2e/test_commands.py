@@ -185,7 +185,7 @@ def listens(host, port):
 # -- token ----------------------------------------------------------------------------------------------
 
 
-def test_a_token_from_first_to_last(tmp_path):
+def test_a_token_from_first_to_last(bundle, tmp_path):
     """A token made while the server runs is needed from then on, shows in lists without itself, and can be revoked."""
     up = Up(tmp_path / "state")
     try:
@@ -195,7 +195,8 @@ def test_a_token_from_first_to_last(tmp_path):
         assert text.startswith("ff_")
         assert "needed" in up.run("job", "list", code=1).stderr
         assert up.run("job", "list", "--token", text).stdout.startswith("no jobs yet")
-        assert "needs the role operator" in up.run("job", "stop", "x", "--token", text, code=1).stderr
+        job = ("job", "start", "--bundle", bundle, "--name", "x", "--dataset", "d")
+        assert "needs the role operator" in up.run(*job, "--token", text, code=1).stderr
         (listed,) = json.loads(fedfleet("token", "list", "--json", *place).stdout)
         assert (listed["name"], listed["role"]) == ("ci", "viewer")
         assert text.split("_", 2)[2] not in fedfleet("token", "list", *place).stdout
