@@ -7,7 +7,8 @@ from pathlib import Path
 
 from edge_client.finding import Finding, room, sha256
 from edge_client.pull import PART
-from edge_client.store import FILE, SCHEMA_VERSION
+from edge_client.schema import NewerSchemaError, check
+from edge_client.store import FILE, STEPS
 from edge_client.wire import frame
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Evaluation, Offer, decode
@@ -36,13 +37,12 @@ def _database(path: Path) -> list[Finding]:
     try:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             problems = [r[0] for r in connection.execute(f"PRAGMA integrity_check({PAGES_SHOWN})")]
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
             if problems != ["ok"]:
                 return [Finding(FILE, ok=False, detail="; ".join(problems))]
-            if version != SCHEMA_VERSION:
-                text = f"schema {version}, this software has {SCHEMA_VERSION}"
-                return [Finding(FILE, ok=False, detail=text)]
+            version = check(connection, len(STEPS))
             return [Finding(FILE, ok=True, detail=f"schema {version}"), *_rows(connection)]
+    except NewerSchemaError as error:
+        return [Finding(FILE, ok=False, detail=str(error))]
     except sqlite3.Error as error:
         return [Finding(FILE, ok=False, detail=f"cannot be read: {error}")]
 

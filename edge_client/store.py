@@ -17,11 +17,11 @@ import structlog
 
 from edge_client.events import JobRow, Kind, Row, Stored
 from edge_client.link import Link
+from edge_client.schema import NewerSchemaError, run, upgrade
 from edge_client.storage import passing
 from edge_client.wire.messages import KEEP_MASS_CODES, Offer, decode, encode
 from edge_client.wire.topics import Uid
 
-SCHEMA_VERSION = 1
 RUN_BITS = 27  # numbers of one run: a status a second for four years; with minutes since 1970 below 2^53
 FILE = "state.db"
 EVALUATION_ROWS_MAX = 64  # unsent evaluations; one a participation, so days offline with hourly training
@@ -31,7 +31,7 @@ QUARANTINE_MAX = 3  # damaged databases kept for a look; a card that keeps damag
 _LINK_KEYS = ("link_bytes", "link_seconds")
 
 _log = structlog.get_logger("fedfleet.store")
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 CREATE TABLE jobs (
     job TEXT PRIMARY KEY, offer BLOB NOT NULL, held INTEGER, ask INTEGER NOT NULL,
@@ -345,11 +345,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)
-    found = connection.execute("PRAGMA user_version").fetchone()[0]
-    if found == 0:
-        _create(connection)
-    elif found != SCHEMA_VERSION:
-        raise StoreError(f"{path}: schema {found}, this software has {SCHEMA_VERSION}; update it")
+    try:
+        upgrade(connection, STEPS)
+    except NewerSchemaError as error:
+        raise StoreError(f"{path}: {error}") from error
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -357,13 +356,11 @@ def _create(connection: sqlite3.Connection) -> None:
     # above them, unless the device has no clock: then its words count only once they have caught up.
     runs = int(time.time() / 60)
     facts = {"epoch": secrets.token_hex(8), "runs": runs, "seq": 1, "ask": runs << RUN_BITS}
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA.split(";\n"):
-        if statement.strip():
-            connection.execute(statement)
+    run(connection, _TABLES)
     connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", facts.items())
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
+
+
+STEPS = (_create,)  # how a database came to its layout
 
 
 def _quarantine(path: Path) -> Path:

@@ -5,7 +5,7 @@ When a row is sent is outgoing.py's decision; that it is marked published first 
 
 import hashlib
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from edge_client.events import Send
@@ -31,7 +31,7 @@ class Uplink:
     def __init__(self, store: Store, transport: Transport) -> None:
         self._store = store
         self._transport = transport
-        self._queue: deque[Send] = deque()
+        self._queue: OrderedDict[Send, None] = OrderedDict()
         self._indices: deque[int] = deque()
         self._body: _Body | None = None
         self._chunk_bytes = 0
@@ -46,8 +46,7 @@ class Uplink:
 
     def add(self, send: Send) -> None:
         """Queue a row; one that is queued already is not queued twice."""
-        if send not in self._queue:
-            self._queue.append(send)
+        self._queue.setdefault(send)
 
     def acknowledged(self, message: int, now: float) -> tuple[int, float] | None:
         """The broker took a packet: bytes and seconds of an update when that was its last."""
@@ -61,8 +60,8 @@ class Uplink:
                 if not self._indices:
                     self._meter.end()
             elif self._queue:
-                self._begin(self._queue[0])
-                self._queue.popleft()  # only now: when storage fails it is begun again
+                self._begin(next(iter(self._queue)))
+                self._queue.popitem(last=False)  # only now: when storage fails it is begun again
             else:
                 self._body = None
                 return

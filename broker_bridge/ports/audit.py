@@ -9,6 +9,7 @@ from pathlib import Path
 from broker_bridge.ports.files import DAMAGED, blob_path, names
 from broker_bridge.ports.sqlite import SCHEMA
 from broker_bridge.ports.types import CorruptBlob, Digest, MissingBlob
+from edge_client.schema import NewerSchemaError, check
 
 PROBLEMS_SHOWN = 5  # of a damaged database: more say the same
 DATABASE = "fleet.db"
@@ -62,8 +63,11 @@ def problems(connection: sqlite3.Connection) -> list[str]:
     found = [r[0] for r in connection.execute(f"PRAGMA integrity_check({PROBLEMS_SHOWN})")]
     if found != ["ok"]:
         return found
-    (schema,) = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() or (None,)
-    return [] if schema == SCHEMA else [f"schema {schema}; this program knows {SCHEMA}"]
+    try:
+        check(connection, SCHEMA)
+    except NewerSchemaError as error:
+        return [str(error)]
+    return []
 
 
 def heads(connection: sqlite3.Connection) -> dict[str, bytes]:

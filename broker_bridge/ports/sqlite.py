@@ -12,23 +12,24 @@ from pathlib import Path
 from broker_bridge.ports.bell import HEADS, Bell, log_topic
 from broker_bridge.ports.files import FileBlobs, storage_error
 from broker_bridge.ports.lane import Lane, connect, translate
-from broker_bridge.ports.types import Change, Conflict, CorruptStorage, Entry, Kind, Mark, Ports
+from broker_bridge.ports.types import Change, Conflict, Entry, Kind, Mark, Ports, StorageError
+from edge_client.schema import NewerSchemaError, run, upgrade
 
-SCHEMA = 1
+SCHEMA = 1  # number of steps to the newest layout
 POLL_S = 0.025  # how late another process's commit may be noticed; one look costs a few microseconds
 TOMBSTONES_MAX = 100_000  # revisions for which a dropped cell is remembered, for watchers that were away
 _OFFSET_BITS = 44  # an entry's rowid is its partition above its offset, so that a partition is one range
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tails (partition INTEGER PRIMARY KEY, newest INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS entries (
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE tails (partition INTEGER PRIMARY KEY, newest INTEGER NOT NULL);
+CREATE TABLE entries (
     place INTEGER PRIMARY KEY, uid TEXT NOT NULL, kind INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS marks (
+CREATE TABLE marks (
     partition INTEGER, uid TEXT, offset INTEGER NOT NULL, kind INTEGER NOT NULL, mark BLOB NOT NULL,
     PRIMARY KEY (partition, uid)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS heads (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, value BLOB);
-CREATE UNIQUE INDEX IF NOT EXISTS heads_by_revision ON heads (revision);
+CREATE TABLE heads (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, value BLOB);
+CREATE UNIQUE INDEX heads_by_revision ON heads (revision);
 """
 
 
@@ -60,27 +61,27 @@ def open_sqlite(path: Path, partitions: int) -> Ports:
 
 
 def _prepare(path: Path, partitions: int) -> int:
-    """Make the tables when there are none and return the stored number of partitions."""
+    """Bring the file to the newest layout and return the stored number of partitions."""
     connection = connect(path)
     try:
-        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES}")
-        meta = dict(connection.execute("SELECT key, value FROM meta"))
-        if not meta:
-            meta = {"schema": SCHEMA, "partitions": partitions}
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            connection.executemany("INSERT INTO tails VALUES (?, 0)", [(p,) for p in range(partitions)])
-        if meta["schema"] != SCHEMA:
-            raise CorruptStorage(f"{path} has schema {meta['schema']}; this program knows {SCHEMA}")
+        upgrade(connection, [lambda c: _create(c, partitions)])
         connection.execute(
             "DELETE FROM heads WHERE value IS NULL AND revision < (SELECT max(revision) FROM heads) - ?",
             (TOMBSTONES_MAX,),
         )
-        connection.execute("COMMIT")
-        return int(meta["partitions"])
+        return int(connection.execute("SELECT value FROM meta WHERE key = 'partitions'").fetchone()[0])
+    except NewerSchemaError as error:
+        raise StorageError(f"{path}: {error}") from error
     except sqlite3.Error as error:
         raise translate(path, error) from error
     finally:
         connection.close()
+
+
+def _create(connection: sqlite3.Connection, partitions: int) -> None:
+    run(connection, _TABLES)
+    connection.execute("INSERT INTO meta VALUES ('partitions', ?)", (partitions,))
+    connection.executemany("INSERT INTO tails VALUES (?, 0)", [(p,) for p in range(partitions)])
 
 
 class _Lookout:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -202,3 +203,18 @@ def test_closed_engine_refuses(sqlite_url: str) -> None:
             await ports.log.append(0, "u", Kind.UPDATE, b"")
 
     asyncio.run(main())
+
+
+def test_a_file_of_newer_software_is_refused(sqlite_url: str) -> None:
+    """A newer layout is named and left as it is, instead of being read by old rules."""
+
+    async def made() -> None:
+        await open_ports(sqlite_url).close()
+
+    asyncio.run(made())
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StorageError, match="schema 99 is of newer software"):
+        open_ports(sqlite_url)

@@ -106,7 +106,8 @@ def test_a_damaged_log_entry_is_named(state):
 def test_a_damaged_page_and_a_newer_schema_are_named(state):
     """SQLite's own check is run, and a file of other software is not judged by this one's rules."""
     folder, _ = state
-    change(folder, "UPDATE meta SET value = 99 WHERE key = 'schema'")
+    with contextlib.closing(sqlite3.connect(folder / "fleet.db")) as connection:
+        connection.execute("PRAGMA user_version = 99")
     assert "schema 99" in problems(folder)["database fleet.db"]
     path = folder / "fleet.db"
     data = bytearray(path.read_bytes())
