@@ -1,6 +1,7 @@
 # make demo    a fleet of sixteen daemons on real sensor data, compared with local and centralised training
 # make test    everything the project promises, on whatever brokers this machine has
 # make test-pi the trainer and the daemon on an emulated Raspberry Pi 4, which it makes first; a part of make test
+# make chaos   kill -9 of every process, at random and at named points; a part of make test
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi check bench bench-training bench-downlink bench-simulation bench-codec fuzz clean system-packages
+.PHONY: demo test test-pi chaos check bench bench-training bench-downlink bench-simulation bench-codec fuzz clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -32,6 +33,9 @@ endif
 test-pi: $(VENV)/test
 	@$(BIN)/python -m tests.pi.root
 	@$(BIN)/python -m pytest tests/pi
+
+chaos: $(VENV)/test
+	@$(BIN)/python -m pytest tests/chaos
 
 check: $(VENV)/test
 	@$(BIN)/ruff check .

@@ -1,0 +1,110 @@
+"""kill -9 at the points where it would hurt most: each update is folded exactly once all the same."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from broker_bridge.broker import find_mosquitto
+from tests.chaos.conftest import Fleet, until
+from tests.chaos.test_kill import DEVICES, finish
+
+CRASH = Path(__file__).parent / "crash"
+ROOT = Path(__file__).parents[2]
+UPDATE = (3, "1")  # append(self, partition, uid, kind, …) of an update
+HEAD = (1, "version/waves")
+SQLITE = "broker_bridge.ports.sqlite"
+
+# name: process, target, before or after its call, which call, which argument
+POINTS = {
+    "before the log's commit": ("broker_bridge", f"{SQLITE}:SqliteLog.append", "before", 3, UPDATE),
+    "between log commit and receipt": ("broker_bridge", f"{SQLITE}:SqliteLog.append", "after", 3, UPDATE),
+    "between receipt and PUBACK": ("broker_bridge", "broker_bridge.uplink:Uplink._answer", "after", 3, None),
+    "before the first byte leaves": (
+        "edge_client",
+        "edge_client.store:Store.mark_published",
+        "before",
+        2,
+        None,
+    ),
+    "between mark and first byte": (
+        "edge_client",
+        "edge_client.store:Store.mark_published",
+        "after",
+        2,
+        None,
+    ),
+    "between PUBACK and receipt": ("edge_client", "edge_client.uplink:Uplink.acknowledged", "after", 2, None),
+    "between receipt and outbox delete": ("edge_client", "edge_client.store:Store.settle", "before", 2, None),
+    "after the outbox delete": ("edge_client", "edge_client.store:Store.settle", "after", 2, None),
+    "before a training is stored": ("edge_client", "edge_client.store:Store.add_update", "before", 2, None),
+    "after a training is stored": ("edge_client", "edge_client.store:Store.add_update", "after", 2, None),
+    "during a key-frame's download": ("edge_client", "edge_client.pull:Puller.chunk", "before", 2, None),
+    "before a blob has its name": ("edge_client", "edge_client.pull:Puller._name", "before", 1, None),
+    "between two blobs of a version": (
+        "aggregator",
+        "broker_bridge.ports.files:FileBlobs.put",
+        "after",
+        12,
+        None,
+    ),
+    "between blobs and manifest": ("aggregator", "aggregator.jobstore:put_manifest", "before", 3, None),
+    "between manifest and head": ("aggregator", "aggregator.jobstore:put_manifest", "after", 3, None),
+    "between head and notice": ("aggregator", f"{SQLITE}:SqliteHeads.swing", "after", 3, HEAD),
+    "between memo's blob and its head": (
+        "aggregator",
+        f"{SQLITE}:SqliteHeads.swing",
+        "before",
+        2,
+        (1, "memo"),
+    ),
+}
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch, request):
+    """A server and devices of which one process will die at the named point; the fleet and the marker."""
+    process, target, when, nth, only = POINTS[request.param]
+    marker = tmp_path / "struck"
+    facts = {
+        "process": process,
+        "target": target,
+        "when": when,
+        "nth": nth,
+        "only": only,
+        "marker": str(marker),
+    }
+    monkeypatch.setenv("CHAOS_POINT", json.dumps(facts))
+    monkeypatch.setenv("PYTHONPATH", f"{CRASH}{os.pathsep}{ROOT}")
+    fleet = Fleet(tmp_path, "mosquitto" if find_mosquitto() else "iotcore")
+    try:
+        fleet.start()
+        yield fleet, marker
+    finally:
+        fleet.close()
+
+
+@pytest.mark.parametrize("site", POINTS, indirect=True)
+def test_a_crash_at_a_named_point_loses_and_repeats_nothing(site, bundle):
+    """I1, I3, I4: whichever process is killed wherever, all go on, and the independent ledger agrees with the fold."""
+    fleet, marker = site
+    fleet.start_job(bundle)
+    for name in DEVICES:
+        fleet.start_device(name)
+
+    def tended():
+        fleet.supervisor.tend()
+        for name, daemon in list(fleet.daemons.items()):
+            if daemon.poll() is not None:
+                fleet.start_device(name)
+        return True
+
+    until(lambda: tended() and marker.exists(), "the point was reached")
+    until(lambda: tended() and fleet.healthy(), "the API answers")
+    job = until(lambda: tended() and fleet.job(), "the job is there")
+    until(
+        lambda: tended() and (j := fleet.job()) and j["version"] >= job["version"] + 3, "three more versions"
+    )
+
+    assert finish(fleet) >= 9
