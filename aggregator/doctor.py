@@ -28,7 +28,7 @@ RECORDS = {
     Kind.REJECTION: RejectionRecord,
 }
 LOG_SHOWN = 20  # damaged entries named; they come in runs
-_MEMO = msgspec.json.Decoder(Memo).decode
+_MEMO = msgspec.msgpack.Decoder(Memo).decode
 _HISTORY = msgspec.msgpack.Decoder(Snapshot).decode
 
 

@@ -36,6 +36,8 @@ from edge_client.wire.messages import JobEnd, Metrics
 
 READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
 MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
+MEMO_INTERVAL_MAX_S = 30.0  # the same for a large fleet: at most some 30 000 entries, read in under a second
+MEMO_SHARE = 0.01  # of the engine's time that memos may take; 10 000 devices are 3 MB each time
 TRIM_INTERVAL_S = 30.0  # trimming at each memo would double the writes
 LOG_KEPT = 256  # folded entries of a partition that stay for a person to look into
 REFOLDED_MAX = (
@@ -58,6 +60,7 @@ class Engine:
         self.audit = AuditLog(ports.heads)
         self.tags = Tags(ports.heads)
         self._clock = clock
+        self._memo_interval_s = MEMO_INTERVAL_S
         self._stopping = asyncio.Event()
         self._stale = True  # memory may be ahead of what is stored, or behind: load before anything else
         self.ready = asyncio.Event()
@@ -250,7 +253,7 @@ class Engine:
             record = self.store.records.get(job.spec.name)  # None: deleted while another job was looked at
             if record is not None and record.state in ("running", "paused"):
                 await self._lead(job, now)
-        if self._dirty and now - self._memo_at >= MEMO_INTERVAL_S:
+        if self._dirty and now - self._memo_at >= self._memo_interval_s:
             await self._save_memo()
 
     async def _lead(self, job: Job, now: float) -> None:
@@ -326,7 +329,10 @@ class Engine:
             devices=self.fleet.devices,
             jobs=self._put_aside | {name: job.memo(self.cursor) for name, job in self.jobs.items()},
         )
+        began = time.monotonic()
         await self._memos.save(memo)
+        cost_s = time.monotonic() - began
+        self._memo_interval_s = min(max(MEMO_INTERVAL_S, cost_s / MEMO_SHARE), MEMO_INTERVAL_MAX_S)
         if self._memo_at - self._trim_at >= TRIM_INTERVAL_S:
             self._trim_at = self._memo_at
             await self._trim()

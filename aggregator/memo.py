@@ -39,14 +39,14 @@ class MemoStore:
             return Memo()
         self._digest = value.decode()
         try:
-            return msgspec.json.decode(await self._blobs.get(Digest(self._digest)), type=Memo)
+            return msgspec.msgpack.decode(await self._blobs.get(Digest(self._digest)), type=Memo)
         except (MissingBlob, CorruptBlob, msgspec.DecodeError) as error:
             log.error("memo.damaged", error=str(error), remedy="what the log still holds is read again")  # noqa: TRY400
             return Memo()
 
     async def save(self, memo: Memo) -> None:
         """Replace the memo; raise Conflict when another engine wrote one meanwhile."""
-        digest = await self._blobs.put(msgspec.json.encode(memo))
+        digest = await self._blobs.put(msgspec.msgpack.encode(memo))
         if digest == self._digest:
             return
         self._revision = await self._heads.swing(MEMO_KEY, self._revision, digest.encode())

@@ -30,6 +30,7 @@ from edge_client.wire.messages import DatasetInfo, DeviceState
 from edge_client.work import Work
 
 WAIT_MAX_S = 60.0  # a timer computed wrongly delays the device at most this long
+ROWS_MAX = 256  # of an outbox taken into memory at a time; each is looked at in every turn
 EVENTS_MAX = (
     4096  # kept while storage fails; what is dropped beyond is asked for again, as if lost on the way
 )
@@ -80,11 +81,12 @@ class Daemon:
             device=device,
             datasets=config.data,
             jobs=jobs,
-            rows=store.rows(),
+            rows=store.updates(),
             next_ask=store.next_ask,
             first_rev=run,
             rng=rng,
         )
+        self._paged: int | None = 0  # evaluations up to this seq were taken into memory; None: all
         self._work.sweep({row.offer.job for row in jobs})
 
     def stop(self) -> None:
@@ -134,6 +136,7 @@ class Daemon:
         with self._writing():
             self._perform_all()
             self._follow(self._puller.tick(now))
+            self._refill()
             self._events.append(ev.Tick())
             while self._events:
                 self._actions.extend(self._session.handle(self._events.popleft(), time.monotonic()))
@@ -143,6 +146,14 @@ class Daemon:
             if self._storage.worked():
                 _log.info("storage_works")
                 self._say(self._session.restated())
+
+    def _refill(self) -> None:
+        """Take the next evaluations of earlier runs into memory when most of those before have gone."""
+        if self._paged is None or self._session.outgoing > ROWS_MAX // 2:
+            return
+        rows = self._store.evaluations(self._paged, ROWS_MAX)
+        self._paged = rows[-1].uid.seq if len(rows) == ROWS_MAX else None
+        self._events.append(ev.RowsFound(tuple(rows)))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

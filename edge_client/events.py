@@ -160,6 +160,13 @@ class StoreFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsFound:
+    """Further rows of the outbox, which were not in memory yet."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -181,6 +188,7 @@ Event = (
     | TrainerDied
     | Stored
     | StoreFailed
+    | RowsFound
     | Tick
 )
 

@@ -35,6 +35,9 @@ class Outgoing:
         self._bridges: dict[str, BridgeState] = {}
         self._connected = False
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def __contains__(self, uid: Uid) -> bool:
         return uid in self._items
 
@@ -50,9 +53,9 @@ class Outgoing:
         return next(found, None)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take new rows; they are due at once."""
+        """Take new rows, those that are not here yet; they are due at once."""
         for row in rows:
-            self._items[row.uid] = _Item(row)
+            self._items.setdefault(row.uid, _Item(row))
 
     def remove(self, uid: Uid) -> None:
         """A final receipt came."""

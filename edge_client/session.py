@@ -28,6 +28,7 @@ from edge_client.events import (
     PullFailed,
     ReceiptSeen,
     Row,
+    RowsFound,
     Settle,
     Stored,
     StoreFailed,
@@ -83,6 +84,11 @@ class Session:
         return None if found is None else found.phase
 
     @property
+    def outgoing(self) -> int:
+        """Rows in memory that wait for a receipt."""
+        return len(self._device.outgoing)
+
+    @property
     def wake(self) -> float | None:
         """When the next Tick is due; None when nothing waits for time to pass."""
         times = [job.due for job in self._device.jobs.values() if job.due is not None]
@@ -129,6 +135,8 @@ class Session:
                 device.datasets[event.name] = event.info or event.reason
             case BridgeState():
                 device.outgoing.bridge(event)
+            case RowsFound(rows):
+                device.outgoing.add(rows)
             case DeltaSeen(name) if name not in device.jobs:
                 device.actions.append(Follow(name, yes=False))
             case OfferSeen():
@@ -153,6 +161,8 @@ class Session:
                 names = [end.job]
             case Pulled(digest) | PullFailed(digest):
                 return [job for job in list(jobs.values()) if digest in job.missing]
+            case RowsFound():
+                names = []
             case ReceiptSeen(receipt):
                 names = [] if receipt.verdict == "incomplete" else [Uid.parse(receipt.uid).job]
             case _:

@@ -169,9 +169,20 @@ class Store:
         return Stored(uid.job, rows, new.version, ask)
 
     def rows(self) -> list[Row]:
-        """The outbox, oldest first, without bodies."""
-        query = "SELECT uid, kind, length(body), published FROM outbox ORDER BY seq"
-        return [Row(Uid.parse(u), k, size, bool(p)) for u, k, size, p in self._read(query)]
+        """The whole outbox, oldest first, without bodies: for people and tests."""
+        return self._rows("1 ORDER BY seq")
+
+    def updates(self) -> list[Row]:
+        """The unreceipted updates: at most one a job."""
+        return self._rows("kind = 'update' ORDER BY seq")
+
+    def evaluations(self, after: int, limit: int) -> list[Row]:
+        """The oldest evaluations whose seq is above `after`."""
+        return self._rows("kind = 'evaluation' AND seq > ? ORDER BY seq LIMIT ?", (after, limit))
+
+    def _rows(self, condition: str, values: tuple[object, ...] = ()) -> list[Row]:
+        query = f"SELECT uid, kind, length(body), published FROM outbox WHERE {condition}"  # noqa: S608 - fixed
+        return [Row(Uid.parse(u), k, size, bool(p)) for u, k, size, p in self._read(query, values)]
 
     def body(self, uid: Uid) -> bytes | None:
         """The bytes to send for a row; None when it is gone."""

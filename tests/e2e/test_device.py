@@ -15,8 +15,18 @@ import pytest
 
 from broker_bridge.broker import Broker, free_port
 from edge_client.bundle import open_bundle
-from edge_client.wire import grid, topics
-from edge_client.wire.messages import Assignment, DataSchema, JobEnd, Offer, TrainingPlan
+from edge_client.daemon import ROWS_MAX
+from edge_client.store import open_store, read_report
+from edge_client.wire import grid, messages, topics
+from edge_client.wire.messages import (
+    Assignment,
+    DataSchema,
+    Evaluation,
+    JobEnd,
+    Metrics,
+    Offer,
+    TrainingPlan,
+)
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
 from tests.e2e.fleet import ROOT, SCHEMA, WAIT_S, Bridge, Node
@@ -407,3 +417,21 @@ def test_a_daemon_started_on_a_full_disk_waits_for_room(bridge, node):
     node.start()
     until((node.folder / "state" / "lock").exists)
     assert node.stop() == 0
+
+
+def test_an_outbox_beyond_memory_goes_up_page_by_page(bridge, node):
+    """I6: rows of earlier runs are taken into memory some at a time, each is sent and settled, oldest first."""
+    store = open_store(node.folder / "state")
+    uids = [topics.Uid("dev", "old", store.epoch, seq) for seq in range(1, 2 * ROWS_MAX + 2)]
+    with store._change("fill"):
+        for uid in uids:
+            store._insert(uid, "evaluation", messages.encode(Evaluation(1, Metrics(1, 1.0, 0.5))))
+    store.close()
+    node.start()
+    heard = []
+    while len(set(heard)) < len(uids):
+        topic, _ = bridge.wait("eval")
+        heard.append(topics.parse_up(topic).uid)
+        bridge.receipt(heard[-1])
+    assert list(dict.fromkeys(heard)) == uids
+    until(lambda: read_report(node.folder / "state")["outbox"] == [])

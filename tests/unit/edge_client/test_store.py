@@ -185,3 +185,15 @@ def test_report_without_state_says_so(tmp_path):
     """A configuration whose daemon never ran is named as such."""
     with pytest.raises(StoreError, match="no state yet"):
         read_report(tmp_path)
+
+
+def test_evaluations_are_read_a_page_at_a_time(store):
+    """I6: what a start takes into memory does not grow with the outbox."""
+    body = b"{}"
+    with store._change("fill"):
+        for seq in range(1, 8):
+            store._insert(Uid("dev", "old", store.epoch, seq), "evaluation", body)
+        store._insert(Uid("dev", "old", store.epoch, 8), "update", body, (b"", b""))
+    assert [row.uid.seq for row in store.updates()] == [8]
+    assert [row.uid.seq for row in store.evaluations(0, 3)] == [1, 2, 3]
+    assert [row.uid.seq for row in store.evaluations(6, 3)] == [7]
