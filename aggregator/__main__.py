@@ -22,6 +22,7 @@ from aggregator.tokens import Tokens, is_loopback, no_tokens
 from broker_bridge.claim import claimed
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
+from edge_client.logs import unfailing
 
 DRAIN_S = 3  # how long a request under way may hold up the end
 
@@ -39,7 +40,10 @@ log = structlog.get_logger()
 )
 def main(ports: str, host: str, port: int, cache: Path | None) -> None:
     """Run the aggregator until SIGTERM. Exit codes: 0 stopped, 1 could not go on (the log says why)."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(unfailing(sys.stdout)),
+    )
     try:
         with claimed(ports, "aggregator"), _directory(cache) as bundles:
             asyncio.run(_serve(ports, host, port, bundles))

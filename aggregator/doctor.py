@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from aggregator.deadletters import PREFIX as DEAD_PREFIX
+from aggregator.deadletters import DeadLetter
 from aggregator.errors import CorruptStateError
 from aggregator.heads import decode_head
 from aggregator.jobstore import SPEC_PREFIX, JobRecord
@@ -81,6 +83,11 @@ async def _heads(heads: dict[str, bytes], blobs: audit.StoredBlobs) -> AsyncIter
             yield Finding(f"job {name}", ok=True, detail=await _job(name, heads, blobs))
         except CorruptStateError as error:
             yield Finding(f"job {name}", ok=False, detail=str(error))
+    for key in [key for key in heads if key.startswith(DEAD_PREFIX)]:
+        letter = decode_head(key, heads[key], DeadLetter)
+        yield Finding(
+            f"dead letter {letter.uid}", ok=False, detail=f"{letter.reason}; its body is blob {letter.body}"
+        )
     if MEMO_KEY in heads:
         yield await _decoded("memo", heads[MEMO_KEY], blobs, _MEMO, "the log is read again instead")
     for name in names:

@@ -14,10 +14,11 @@ import msgspec
 import structlog
 
 from aggregator.audit import AuditLog
+from aggregator.deadletters import DeadLetters, Place
 from aggregator.downlink import Downlink
-from aggregator.errors import CorruptStateError, NotFoundError, RefusedError, StrategyError
+from aggregator.errors import AggregatorError, CorruptStateError, NotFoundError, RefusedError, StrategyError
 from aggregator.fleet import Fleet
-from aggregator.intake import Intake
+from aggregator.intake import Intake, Taken
 from aggregator.job import Job
 from aggregator.jobstore import JobRecord, JobStore, blobs_used
 from aggregator.journal import Journal, happened_at
@@ -28,9 +29,10 @@ from aggregator.stream import Stream
 from aggregator.tags import Tags
 from aggregator.versions import load_cached
 from broker_bridge.cells import FanCell
-from broker_bridge.ports import Conflict, CorruptStorage, PortError, Ports, StorageError, StorageFull
+from broker_bridge.ports import Conflict, CorruptStorage, Entry, PortError, Ports, StorageError, StorageFull
 from broker_bridge.storage import RETRY_MAX_S, RETRY_MIN_S
 from edge_client.wire import topics
+from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.limits import FANOUT_BYTES_MAX
 from edge_client.wire.messages import JobEnd, Metrics
 
@@ -71,9 +73,11 @@ class Engine:
         store, memos = JobStore(self.ports, self.shelf), MemoStore(self.ports.heads, self.ports.blobs)
         memo = await memos.load()
         jobs = await store.load(memo.jobs)
-        await asyncio.gather(self.audit.load(), self.tags.load())
+        dead = DeadLetters(self.ports.heads, self.ports.blobs)
+        await asyncio.gather(self.audit.load(), self.tags.load(), dead.load())
         # From here to the next await nobody sees a mixture: the API reads these while the engine loads again.
         self.store, self._memos, self._downlink = store, memos, Downlink(self.ports.heads)
+        self.dead = dead
         self.fleet, self.jobs = Fleet(memo.devices), jobs
         self._memo_offsets = {p: memo.offsets.get(p, 0) for p in range(self.ports.partitions)}
         self.cursor = {
@@ -102,7 +106,8 @@ class Engine:
                     await self.load()
                 await self._step()
                 self.trouble, pause = "", RETRY_MIN_S
-                await self._wait()
+                if not self._stale:
+                    await self._wait()
             except Conflict as error:
                 log.warning("engine.lost_race", error=str(error))
                 self._stale = True
@@ -233,11 +238,9 @@ class Engine:
         for partition in range(self.ports.partitions):
             entries = await self.ports.log.read(partition, self.cursor[partition], READ_LIMIT)
             for entry in entries:
-                fresh = entry.offset > self._memo_offsets[partition]
-                wanted = self._intake.wants(entry)
-                blob = None if wanted is None else await self._cached(wanted, entry.uid)
-                intake = self._intake.take(partition, entry, fresh=fresh, blob=blob)
-                self.journal.take(partition, entry)
+                intake = await self._take(Place(partition, entry.offset), entry)
+                if intake is None:
+                    return
                 self.cursor[partition] = entry.offset
                 self._dirty = True
                 for device, name, reason in intake.ends:
@@ -255,6 +258,27 @@ class Engine:
                 await self._lead(job, now)
         if self._dirty and now - self._memo_at >= self._memo_interval_s:
             await self._save_memo()
+
+    async def _take(self, place: Place, entry: Entry) -> Taken | None:
+        """What follows from an entry; None when it had to be put aside, and all must be loaded anew without it."""
+        if place in self.dead:
+            return Taken()
+        try:
+            wanted = self._intake.wants(entry)
+            blob = None if wanted is None else await self._cached(wanted, entry.uid)
+            fresh = place.offset > self._memo_offsets[place.partition]
+            taken = self._intake.take(place.partition, entry, fresh=fresh, blob=blob)
+            self.journal.take(place.partition, entry)
+        except (PortError, AggregatorError):
+            raise
+        except Exception as error:  # whatever it is, met again at each start it would block the log for ever
+            if self.dead.full:
+                raise
+            log.exception("entry.put_aside", uid=entry.uid, partition=place.partition, offset=place.offset)
+            await self.dead.put(place, entry, f"{type(error).__name__}: {error}", self._clock())
+            self._stale = True  # it may have been taken by half
+            return None
+        return taken
 
     async def _lead(self, job: Job, now: float) -> None:
         reason = job.over(now)
@@ -358,14 +382,19 @@ class Engine:
 
     async def _recall(self) -> None:
         """Have the journal note what the log still has of before this run."""
-        recent = [
-            (partition, entry)
-            for partition, offset in self.cursor.items()
-            for entry in await self.ports.log.read(partition, max(0, offset - LOG_KEPT), LOG_KEPT)
-            if entry.offset <= offset
-        ]
-        for partition, entry in sorted(recent, key=lambda found: happened_at(found[1])):
-            self.journal.take(partition, entry, live=False)
+        recent = []
+        for partition, offset in self.cursor.items():
+            known = await self.ports.log.read(partition, max(0, offset - LOG_KEPT), LOG_KEPT)
+            recent += [
+                (partition, entry)
+                for entry in known
+                if entry.offset <= offset and Place(partition, entry.offset) not in self.dead
+            ]
+        try:
+            for partition, entry in sorted(recent, key=lambda found: happened_at(found[1])):
+                self.journal.take(partition, entry, live=False)
+        except (msgspec.DecodeError, RemoteWireError) as error:  # damaged since it was taken
+            log.error("journal.incomplete", error=str(error))  # noqa: TRY400 - the message says what
 
     async def _wait(self) -> None:
         waits = [

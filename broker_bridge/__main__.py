@@ -15,6 +15,7 @@ import structlog
 from broker_bridge.bridge import Bridge
 from broker_bridge.claim import claimed
 from broker_bridge.ports import PortError, open_ports
+from edge_client.logs import unfailing
 
 log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ def main(url: str, broker: str, name: str, log_level: str) -> None:
         raise click.BadParameter("give debug, info, warning or error", param_hint="--log-level")
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(unfailing(sys.stderr)),
     )
     try:
         with claimed(url, f"bridge-{name}"):

@@ -5,6 +5,7 @@
 | `job/<job>` | aggregator | JobCell: what admission must know |
 | `version/<job>` | aggregator | VersionCell: the newest version and the hashes of recent ones |
 | `spec/<job>`, `history/<job>`, `memo` | aggregator | its own: a job's record, and the digests of its snapshots |
+| `dead/<partition>/<offset>` | aggregator | its own: a log entry that was put aside, and why |
 | `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
 | `fan/<job>` | aggregator | FanCell: the newest delta to be fanned out |
 | `bridge/<name>` | bridge | BridgeCell: counters |

@@ -1,4 +1,4 @@
-"""How the device logs: one line an event on stderr."""
+"""How the device logs: one line an event on stderr; and a stream that no full disk breaks."""
 
 import contextlib
 import io
@@ -9,17 +9,23 @@ from typing import TextIO, cast
 import structlog
 
 
-class _Stderr(io.TextIOBase):
-    """Standard error that may be a file on a full disk: a line that cannot be written is no reason to end."""
+class _Unfailing(io.TextIOBase):
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            sys.stderr.write(text)
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
-            sys.stderr.flush()
+            self._stream.flush()
+
+
+def unfailing(stream: TextIO) -> TextIO:
+    """A stream that may be a file on a full disk: a line that cannot be written is no reason to end."""
+    return cast("TextIO", _Unfailing(stream))
 
 
 def configure_logging(*, json: bool) -> None:
@@ -32,5 +38,5 @@ def configure_logging(*, json: bool) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
+        logger_factory=structlog.WriteLoggerFactory(unfailing(sys.stderr)),
     )

@@ -18,7 +18,15 @@ def routes(engine: Engine) -> APIRouter:
     @router.get(
         "/health",
         responses=example(
-            {"status": "ok", "reason": "", "jobs": 1, "damaged": [], "devices": 16, "bridge": None}
+            {
+                "status": "ok",
+                "reason": "",
+                "jobs": 1,
+                "damaged": [],
+                "dead_letters": 0,
+                "devices": 16,
+                "bridge": None,
+            }
         ),
     )
     async def health(request: Request) -> dict[str, Any]:
@@ -36,6 +44,7 @@ def routes(engine: Engine) -> APIRouter:
             "reason": engine.trouble,
             "jobs": len(engine.jobs),
             "damaged": sorted(engine.store.damaged),
+            "dead_letters": len(engine.dead.letters),
             "devices": len(engine.fleet.devices),
             "bridge": bridge,
         }

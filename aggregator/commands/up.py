@@ -11,6 +11,7 @@ from aggregator.commands.common import EXIT_CODES, json_option, print_json
 from aggregator.ready import wait_ready
 from aggregator.supervise import POLL_S, Supervisor, SupervisorError, until_signalled
 from broker_bridge.broker import BrokerError
+from edge_client.logs import unfailing
 
 PORT = click.IntRange(0, 65535)
 
@@ -53,7 +54,7 @@ def up(state_dir: Path, host: str, port: int, mqtt_port: int, broker: str, *, as
     Stopping and starting again with the same --state-dir goes on where it was.
     """
     # What is said about the processes goes to stderr: with --json, stdout is one document.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(unfailing(sys.stderr)))
     with until_signalled() as signals:
         supervisor = Supervisor(state_dir, port, mqtt_port, broker, http_host=host)
         try:

@@ -245,3 +245,54 @@ def test_every_version_has_a_manifest_after_a_loss(drive, bundle):
         assert sum(e.kind is Kind.UPDATE for e in entries) == 9
 
     drive(body)
+
+
+JUNK = (b"junk", b"\x93\xcb\x41\x00\x00\x00\x00\x00\x00\x00\xc4\x03abc\x05")  # no record; an update, no frame
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("kind", [Kind.UPDATE, Kind.EVALUATION, Kind.EVENT, Kind.REJECTION])
+def test_an_entry_that_cannot_be_taken_is_put_aside_and_blocks_nothing(drive, bundle, kind, junk):
+    """I1: such an entry is kept with its reason; what comes before and behind it is folded exactly once."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        await site.update("dev-1", 1)
+        uid = site.uid("dev-1")
+        partition = topics.partition("dev-1", site.ports.partitions)
+        name = str(uid) if kind is not Kind.EVENT else "event:dev-1:x"
+        await site.ports.log.append(partition, name, kind, junk)
+        for seed in (2, 3):
+            await site.update("dev-1", seed)
+        for _ in range(3):
+            await site.step()
+            if site.engine._stale:
+                await site.engine.load()
+        for _ in range(2):
+            job = site.engine.jobs["job"]
+            assert sum(r.updates for r in job.history.records) == 3
+            assert job.buffered == 0
+            (letter,) = site.engine.dead.letters.values()
+            assert letter.uid == name
+            assert await site.ports.blobs.get(letter.body) == junk
+            await restarted(site)
+            await site.step()
+
+    drive(body)
+
+
+def test_more_entries_that_cannot_be_taken_than_there_may_be_end_the_engine(drive, bundle, monkeypatch):
+    """I6: a program that can take nothing says so instead of passing over the log."""
+    monkeypatch.setattr("aggregator.deadletters.LETTERS_MAX", 2)
+
+    async def body(site):
+        await site.start_job(bundle)
+        for _ in range(3):
+            await site.ports.log.append(0, str(site.uid("dev-1")), Kind.UPDATE, b"junk")
+        for _ in range(2):
+            await site.step()
+            await site.engine.load()
+        with pytest.raises(msgspec.DecodeError):
+            await site.step()
+
+    drive(body)
