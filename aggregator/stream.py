@@ -43,6 +43,14 @@ class Stream:
         self._events.append(Event(self._number, kind, msgspec.json.encode(data)))
         self._wake()
 
+    def recent(self, kinds: Collection[str]) -> list[Event]:
+        """Those of the events that are kept, oldest first."""
+        return [event for event in self._events if event.kind in kinds]
+
+    def id(self, event: Event) -> str:
+        """An event's id, as viewers see it."""
+        return f"{self.run}-{event.number}"
+
     def close(self) -> None:
         """End all viewers' streams."""
         self._closed = True

@@ -11,6 +11,7 @@ import click
 
 from edge_client import config as configuration
 from edge_client import store
+from edge_client.cli import GROUP, LazyGroup
 from edge_client.finding import Finding
 
 CONFIG = click.option(
@@ -29,7 +30,7 @@ class Unusable(click.ClickException):
     exit_code = 2
 
 
-@click.group()
+@click.group(cls=LazyGroup, entry_group=f"{GROUP}.device")
 def device() -> None:
     """Run the device daemon, check its configuration, show its state.
 

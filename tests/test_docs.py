@@ -37,7 +37,9 @@ def commands():
         command = entry.load()
         found.append(((entry.name,), command))
         if isinstance(command, click.Group):
-            found += [((entry.name, name), inner) for name, inner in command.commands.items()]
+            with click.Context(command) as ctx:
+                names = command.list_commands(ctx)
+                found += [((entry.name, name), command.get_command(ctx, name)) for name in names]
     return found
 
 

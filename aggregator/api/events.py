@@ -12,6 +12,7 @@ from aggregator.errors import RefusedError
 from aggregator.stream import KINDS
 
 VIEWERS_MAX = 500  # connections that stay open; more are refused, or they would starve everybody else
+KindsQuery = Annotated[str | None, Query(max_length=100, description="Comma-separated; all unless given.")]
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
@@ -22,19 +23,14 @@ def routes(engine: Engine) -> APIRouter:
 
     @router.get("/events", response_class=StreamingResponse, responses=STREAM)
     async def follow_events(
-        kinds: Annotated[
-            str | None, Query(max_length=100, description="Comma-separated; all unless given.")
-        ] = None,
+        kinds: KindsQuery = None,
         last_event_id: Annotated[str | None, Header(max_length=100)] = None,
     ) -> StreamingResponse:
         """Server-sent events `job`, `version`, `device`, `update`, `rejection` and `audit`.
 
         `Last-Event-ID` goes on after that event; an event `reset` says that some are lost, and to read anew.
         """
-        wanted = KINDS if kinds is None else tuple(kinds.split(","))
-        unknown = [kind for kind in wanted if kind not in KINDS]
-        if unknown:
-            raise RefusedError("bad_request", f"kinds: no {unknown[0][:40]!r}; there are: {', '.join(KINDS)}")
+        wanted = _kinds(kinds)
         if len(viewers) >= VIEWERS_MAX:
             raise RefusedError(
                 "too_many_viewers", f"{VIEWERS_MAX} viewers follow already; close some, or ask for lists"
@@ -51,6 +47,19 @@ def routes(engine: Engine) -> APIRouter:
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
+    @router.get("/events/recent")
+    async def list_events(
+        kinds: KindsQuery = None, limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None
+    ) -> dict[str, Any]:
+        """The events that are kept, newest first; `/events` goes on after the `id` of the first."""
+        found = engine.stream.recent(_kinds(kinds))
+        shown, after = page_by_number(found, lambda e: e.number, limit, cursor, newest_first=True)
+        events = [
+            {"id": engine.stream.id(event), "kind": event.kind, "data": msgspec.json.decode(event.data)}
+            for event in shown
+        ]
+        return answer("events", events, after, len(found))
+
     @router.get("/audit")
     async def list_audit(limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None) -> dict[str, Any]:
         """The newest thousand changes that people made, newest first."""
@@ -59,3 +68,11 @@ def routes(engine: Engine) -> APIRouter:
         return answer("audit", [msgspec.to_builtins(entry) for entry in shown], after, len(entries))
 
     return router
+
+
+def _kinds(kinds: str | None) -> tuple[str, ...]:
+    wanted = KINDS if kinds is None else tuple(kinds.split(","))
+    unknown = [kind for kind in wanted if kind not in KINDS]
+    if unknown:
+        raise RefusedError("bad_request", f"kinds: no {unknown[0][:40]!r}; there are: {', '.join(KINDS)}")
+    return wanted

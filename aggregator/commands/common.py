@@ -1,18 +1,38 @@
 """What the commands share: the server's address, JSON output, and errors without tracebacks."""
 
+import contextlib
 import functools
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import click
+from rich.console import Console, RenderableType
+from rich.live import Live
 
 from aggregator.sdk import Fleet, FleetError
 from aggregator.sdk.wire import DEFAULT_URL
 
+WATCH_S = 2.0
 EXIT_CODES = "Exit codes: 0 done, 1 refused or unreachable (the message says why), 2 wrong usage."
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+
+
+watch_option = click.option("--watch", is_flag=True, help="Show it anew every two seconds, until Ctrl+C.")
+
+
+def repeated(look: Callable[[], RenderableType], *, watch: bool) -> None:
+    """Print what `look` gives, once or again and again in the same place."""
+    console = Console()
+    if not watch:
+        console.print(look())
+        return
+    with Live(look(), console=console, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(WATCH_S)
+            live.update(look(), refresh=True)
 
 
 def asks_server(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,14 @@ from rich.live import Live
 from rich.table import Table
 
 from aggregator.audience import Mode
-from aggregator.commands.common import EXIT_CODES, asks_server, json_option, print_json
+from aggregator.commands.common import (
+    EXIT_CODES,
+    asks_server,
+    json_option,
+    print_json,
+    repeated,
+    watch_option,
+)
 from aggregator.sdk import Fleet, FleetError
 from aggregator.spec import EndSpec, TrainingSpec
 from edge_client.wire.messages import CODECS
@@ -87,14 +94,21 @@ def start(
 
 
 @job.command("list", epilog="Example: fedfleet job list --json\n\n" + EXIT_CODES)
+@watch_option
 @asks_server
 @json_option
-def list_jobs(*, fleet: Fleet, as_json: bool) -> None:
+def list_jobs(*, fleet: Fleet, watch: bool, as_json: bool) -> None:
     """List all jobs."""
-    jobs = [job.facts for job in fleet.jobs()]
     if as_json:
-        print_json(jobs)
+        print_json([job.facts for job in fleet.jobs()])
         return
+    repeated(lambda: _all(fleet), watch=watch)
+
+
+def _all(fleet: Fleet) -> Table | str:
+    jobs = [job.facts for job in fleet.jobs()]
+    if not jobs:
+        return "no jobs yet; start one with: fedfleet job start"
     table = Table("job", "state", "version", "hold-out", "updates", "training", "reason")
     for found in jobs:
         table.add_row(
@@ -106,7 +120,7 @@ def list_jobs(*, fleet: Fleet, as_json: bool) -> None:
             str(found["training"]),
             found["reason"],
         )
-    Console().print(table if jobs else "no jobs yet; start one with: fedfleet job start")
+    return table
 
 
 @job.command(epilog="Example: fedfleet job show exercise\n\n" + EXIT_CODES)
@@ -149,6 +163,40 @@ def stop(name: str, *, fleet: Fleet, as_json: bool) -> None:
         print_json(stopped)
     else:
         click.echo(f"job {name} ended at version {stopped['version']}")
+
+
+@job.command(epilog="Example: fedfleet job pause exercise\n\n" + EXIT_CODES)
+@click.argument("name")
+@asks_server
+@json_option
+def pause(name: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Assign no more devices; those that train finish."""
+    _done(fleet.job(name).pause(), as_json=as_json)
+
+
+@job.command(epilog="Example: fedfleet job resume exercise\n\n" + EXIT_CODES)
+@click.argument("name")
+@asks_server
+@json_option
+def resume(name: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Assign devices again."""
+    _done(fleet.job(name).resume(), as_json=as_json)
+
+
+@job.command(epilog="Example: fedfleet job delete exercise\n\n" + EXIT_CODES)
+@click.argument("name")
+@asks_server
+def delete(name: str, *, fleet: Fleet) -> None:
+    """Delete an ended job with all its versions; its name stays taken."""
+    fleet.job(name).delete()
+    click.echo(f"job {name} is deleted")
+
+
+def _done(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"job {facts['name']} is {facts['state']} at version {facts['version']}")
 
 
 def summary(found: dict[str, Any]) -> Table:

@@ -97,9 +97,9 @@ class AsyncFleet:
         """Verdicts on the newest updates, newest first."""
         return await self._wire.all(calls.updates(verdict, job))
 
-    def events(self, kinds: Iterable[str] | None = None) -> AsyncIterator[Event]:
-        """What happens, for ever; a `reset` says that some events were lost."""
-        return self._wire.events(kinds)
+    def events(self, kinds: Iterable[str] | None = None, *, after: str | None = None) -> AsyncIterator[Event]:
+        """What happens (after the event of this id), for ever; a `reset` says that some events were lost."""
+        return self._wire.events(kinds, after)
 
     async def health(self) -> Record:
         """Whether the server works, and its bridge's counters."""

@@ -4,12 +4,13 @@ The synchronous and the asynchronous client send the same calls.
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote
 
 from aggregator.sdk.errors import FleetError
+from aggregator.sdk.events import Event
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -139,6 +140,16 @@ def devices(state: str | None, cohort: str | None, tag: str | None, q: str | Non
 def updates(verdict: str | None, job: str | None) -> Listing:
     """Verdicts on updates."""
     return Listing("/updates", "updates", given(verdict=verdict, job=job))
+
+
+def recent_events(kinds: Iterable[str], limit: int) -> Call[list[Event]]:
+    """The newest events, oldest first."""
+    params: Query = {"kinds": ",".join(kinds), "limit": limit}
+
+    def read(answer: Answer) -> list[Event]:
+        return [Event(e["kind"], e["data"], e["id"]) for e in reversed(record(answer)["events"])]
+
+    return Call("GET", "/events/recent", read, params)
 
 
 def device_path(device: str) -> str:

@@ -18,9 +18,9 @@ class Event(NamedTuple):
 class Parser:
     """Makes events of lines, and remembers where to go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_id: str | None = None) -> None:
         self.connected = False
-        self._last_id = ""
+        self._last_id = last_id or ""
         self._failures = 0
         self._fields: dict[str, str] = {}
 

@@ -89,7 +89,8 @@ class Fleet:
         `model` is an ONNX file or ModelProto, a torch module with an `example` batch, or a bundle; `loss`
         ("cross_entropy" unless given) and `compile_options` are how it is compiled (`compile_training`). `target`
         ends the job: any of `accuracy`, `loss`, `versions`, `deadline_s`, `patience`. `testset` is an .npz that the
-        server evaluates versions on. `spec` are further fields of a job, such as `buffer_size=8` or `training={"steps": 50}`.
+        server evaluates versions on. `spec` are further fields of a job, such as `buffer_size=8` or
+        `training={"steps": 50}`.
         """
         bundle = bundle_of(model, name=name, loss=loss, example=example, options=compile_options or {})
         fields = {"name": name, "dataset": dataset, "strategy": strategy, **spec}
@@ -160,9 +161,13 @@ class Fleet:
         """Verdicts on the newest updates, newest first."""
         return self._wire.all(calls.updates(verdict, job))
 
-    def events(self, kinds: Iterable[str] | None = None) -> Iterator[Event]:
-        """What happens, for ever; a `reset` says that some events were lost."""
-        return self._wire.events(kinds)
+    def events(self, kinds: Iterable[str] | None = None, *, after: str | None = None) -> Iterator[Event]:
+        """What happens (after the event of this id), for ever; a `reset` says that some events were lost."""
+        return self._wire.events(kinds, after)
+
+    def recent_events(self, kinds: Iterable[str], limit: int) -> list[Event]:
+        """The newest events that the server still has, oldest first."""
+        return self._wire.do(calls.recent_events(kinds, limit))
 
     def audit(self) -> list[Record]:
         """Who changed what, newest first."""

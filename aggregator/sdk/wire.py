@@ -56,9 +56,9 @@ class Wire:
             found += more
         return found
 
-    def events(self, kinds: Iterable[str] | None) -> Iterator[Event]:
+    def events(self, kinds: Iterable[str] | None, after: str | None) -> Iterator[Event]:
         """Events as they come, for ever; a connection that breaks is made again and goes on where it was."""
-        parser = Parser()
+        parser = Parser(after)
         while True:
             try:
                 with self._http.stream(
@@ -111,9 +111,9 @@ class AsyncWire:
             found += more
         return found
 
-    async def events(self, kinds: Iterable[str] | None) -> AsyncIterator[Event]:
+    async def events(self, kinds: Iterable[str] | None, after: str | None) -> AsyncIterator[Event]:
         """Events as they come, for ever; a connection that breaks is made again and goes on where it was."""
-        parser = Parser()
+        parser = Parser(after)
         while True:
             try:
                 async with self._http.stream(

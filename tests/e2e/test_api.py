@@ -32,6 +32,8 @@ ROUTES = {
     ("post", "/jobs/{name}/versions/{number}/promote"),
     ("get", "/updates"),
     ("get", "/events"),
+    ("get", "/events/recent"),
+    ("get", "/metrics"),
     ("get", "/audit"),
     ("get", "/devices"),
     ("get", "/devices/{device}"),

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 
 from broker_bridge.broker import find_mosquitto, free_port
 from tests.e2e.conftest import until
-from tests.e2e.server import Up, fedfleet, processes, small_bundle
+from tests.e2e.server import FEDFLEET, Up, fedfleet, processes, small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +274,56 @@ def test_a_job_from_start_to_stop(up, bundle):
     assert (stopped["state"], stopped["reason"]) == ("ended", "stopped by a person")
     assert "stopped by a person" in watched
     assert "ended already" in up.run("job", "stop", "whole", code=1).stderr
+
+
+def test_versions_devices_and_events_are_listed(up, bundle):
+    """`version`, `device` and `events` print what the server knows, in words and as JSON."""
+    start(up, bundle, "listed")
+    assert up.json("job", "pause", "listed")["state"] == "paused"
+    assert "running" in up.run("job", "resume", "listed").stdout
+    assert [v["version"] for v in up.json("version", "list", "listed")] == [0]
+    assert "promoted" in up.run("version", "promote", "listed", 0).stdout
+    assert "promoted: version 0" in up.run("version", "list", "listed").stdout
+    assert "no version 7" in up.run("version", "promote", "listed", 7, code=1).stderr
+    assert "no such devices" in up.run("device", "list", "--state", "ready", "--search", "nobody").stdout
+    assert up.json("device", "list") == []
+    assert "no device named x" in up.run("device", "show", "x", code=1).stderr
+    lines = up.run("events", "--kind", "job", "--json").stdout.splitlines()
+    assert {"name": "listed", "state": "paused", "reason": "", "promoted": None} in [
+        json.loads(line)["data"] for line in lines
+    ]
+    assert 'state="paused"' in up.run("events", "--kind", "job").stdout
+    assert "has not ended" in up.run("job", "delete", "listed", code=1).stderr
+    up.run("job", "stop", "listed")
+    until(lambda: up.run("job", "delete", "listed").stdout, "it is deleted")
+    assert "listed" not in [job["name"] for job in up.json("job", "list")]
+
+
+def test_events_are_followed_until_a_signal(up, bundle):
+    """`events --follow` prints what comes, and a Ctrl+C ends it without a traceback."""
+    command = [FEDFLEET, "events", "--follow", "--kind", "job", "--server", up.server]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            start(up, bundle, "followed")
+            line = next(line for line in process.stdout if "followed" in line)
+            assert 'state="running"' in line
+        finally:
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=30)[1]
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell):
+    """The script of each shell names the command, and the command completes its sub-commands."""
+    script = fedfleet("completion", shell).stdout
+    assert "_FEDFLEET_COMPLETE" in script
+    words = {"COMP_WORDS": "fedfleet device l", "COMP_CWORD": "2"}
+    if shell == "fish":  # it hands over the word itself
+        words = {"COMP_WORDS": "fedfleet device", "COMP_CWORD": "l"}
+    asked = {**words, "_FEDFLEET_COMPLETE": f"{shell}_complete"}
+    done = subprocess.run([FEDFLEET], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert "list" in done.stdout
 
 
 def test_options_win_over_the_spec_file_and_defaults_do_not(up, bundle, tmp_path):

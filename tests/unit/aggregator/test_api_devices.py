@@ -211,6 +211,12 @@ def test_events_tell_what_happens(drive, bundle):
         assert (kinds[0], kinds[-1]) == ("job", "audit")
         only = await take(stream.follow(start, {"version"}), 1)
         assert only[0][2]["version"] == 1
+        async with site.api() as api:
+            listed = (await api.get("/events/recent", params={"limit": 2})).json()
+            assert [(e["id"], e["kind"], e["data"]) for e in listed["events"]] == told[:-3:-1]
+            assert (listed["total"], listed["next"]) == (7, "6")
+            some = (await api.get("/events/recent", params={"kinds": "job,version"})).json()
+            assert [e["kind"] for e in some["events"]] == ["job", "version", "job"]
 
     drive(body)
 

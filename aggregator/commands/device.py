@@ -1,0 +1,109 @@
+"""`fedfleet device list` and `device show`: what a server knows of its devices."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aggregator.commands.common import (
+    EXIT_CODES,
+    asks_server,
+    json_option,
+    print_json,
+    repeated,
+    watch_option,
+)
+from aggregator.sdk import Fleet
+
+
+@click.command("list", epilog="Example: fedfleet device list --state ready --tag lab\n\n" + EXIT_CODES)
+@click.option("--state", type=click.Choice(["ready", "disconnected", "lost", "unknown"]), help="Only these.")
+@click.option("--cohort", help="Only devices of this cohort.")
+@click.option("--tag", help="Only devices with this tag.")
+@click.option(
+    "--search", "q", help="Only those with this text in id, cohort, tags, software, data sets or reasons."
+)
+@watch_option
+@asks_server
+@json_option
+def list_devices(*, fleet: Fleet, watch: bool, as_json: bool, **filters: str | None) -> None:
+    """List the devices that ever spoke to a server."""
+    if as_json:
+        print_json(fleet.devices(**filters))
+        return
+    repeated(lambda: _table(fleet.devices(**filters)), watch=watch)
+
+
+@click.command("show", epilog="Example: fedfleet device show watch-7\n\n" + EXIT_CODES)
+@click.argument("device")
+@asks_server
+@json_option
+def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Show one device: what it is, what it does for each job, and what it lately did."""
+    found = fleet.device(device)
+    if as_json:
+        print_json(found)
+        return
+    console = Console()
+    info = found["info"] or {}
+    facts = Table.grid(padding=(0, 2))
+    for label, value in (
+        ("device", f"{found['device']} ({found['state']})"),
+        ("seen", _time(found["seen"])),
+        ("cohort", found["cohort"]),
+        ("tags", ", ".join(found["tags"]) or "none"),
+        ("software", f"{info.get('software', 'unknown')} {info.get('arch', '')}"),
+        ("data sets", ", ".join(data["name"] for data in info.get("datasets", ())) or "none"),
+    ):
+        facts.add_row(label, _plain(value))
+    console.print(facts)
+    console.print(_rows(("job", "task", "reason", "accepted", "rejected"), _tasks(found)))
+    timeline = ((_time(m["at"]), m["kind"], m["job"], m["what"], m["detail"]) for m in found["timeline"])
+    console.print(_rows(("when", "what", "job", "", ""), timeline))
+
+
+def _table(devices: list[dict[str, Any]]) -> Table | str:
+    if not devices:
+        return "no such devices"
+    rows = (
+        (d["device"], d["state"], d["cohort"], ", ".join(d["tags"]), _time(d["seen"]), _doing(d))
+        for d in devices
+    )
+    return _rows(("device", "state", "cohort", "tags", "seen", "doing"), rows)
+
+
+def _tasks(found: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    for job, task in sorted(found["tasks"].items()):
+        status = task["status"] or {"state": "", "reason": ""}
+        rejected = ", ".join(f"{n} {code}" for code, n in sorted(task["rejected"].items()))
+        yield job, status["state"], status["reason"], str(task["accepted"]), rejected
+
+
+def _doing(found: dict[str, Any]) -> str:
+    """Its last word on each job, with the reason where there is one."""
+    words = []
+    for job, task in sorted(found["tasks"].items()):
+        if task["status"] is not None:
+            reason = f" ({task['status']['reason']})" if task["status"]["reason"] else ""
+            words.append(f"{job}: {task['status']['state']}{reason}")
+    return "; ".join(words)
+
+
+def _rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    return table
+
+
+def _plain(text: str) -> Text:
+    """A device's own words: neither markup nor control characters reach the terminal."""
+    return Text("".join(c if c.isprintable() else "�" for c in text))
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
