@@ -106,11 +106,12 @@ async def recall(blobs: Blobs, job: Job, snapshot: Snapshot | None, stored: set[
 
 async def reach(blobs: Blobs, job: Job, sizes: Sequence[int]) -> None:
     """Load what leads devices from recent versions to the newest; a damaged delta is done without."""
-    for version in range(max(1, job.oldest), job.version + 1):
+    for version in range(max(0, job.oldest), job.version + 1):
         if version not in job.recent:
             continue
         try:
-            job.paths.extend(version, await load_delta(blobs, job.recent[version]))
+            if version:
+                job.paths.extend(version, await load_delta(blobs, job.recent[version]))
             if job.spec.mixing:
                 job.learner.remember(version, await load_model(blobs, job.recent[version], sizes))
         except CorruptStateError as error:
