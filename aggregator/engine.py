@@ -45,6 +45,7 @@ LOG_KEPT = 256  # folded entries of a partition that stay for a person to look i
 REFOLDED_MAX = (
     10_000  # entries of a partition that stay for a job to go back a version; of a job that idles no more
 )
+REST_AFTER_S = 300.0  # an ended job keeps its arrays so long: by then its last updates have come
 TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
 
 T = TypeVar("T")
@@ -252,18 +253,31 @@ class Engine:
                     await self._commit_due(intake.job)
         now = self._clock()
         for job in list(self.jobs.values()):
-            await self._commit_due(job)
-            record = self.store.records.get(job.spec.name)  # None: deleted while another job was looked at
-            if record is not None and record.state in ("running", "paused"):
-                await self._lead(job, now)
+            await self._look_after(job, now)
         if self._dirty and now - self._memo_at >= self._memo_interval_s:
             await self._save_memo()
 
+    async def _look_after(self, job: Job, now: float) -> None:
+        """What time brings a job: a version, assignments, its end, and long after that its rest."""
+        await self._commit_due(job)
+        record = self.store.records.get(job.spec.name)  # None: deleted while another job was looked at
+        if record is None:
+            return
+        if record.state in ("running", "paused"):
+            await self._lead(job, now)
+        elif now - (record.ended_at or 0.0) >= REST_AFTER_S and not (
+            job.resting or job.buffered or job.broken
+        ):
+            job.rest()
+
     async def _take(self, place: Place, entry: Entry) -> Taken | None:
-        """What follows from an entry; None when it had to be put aside, and all must be loaded anew without it."""
+        """What follows from an entry; None when all must be loaded anew first: it was put aside, or wakes a job."""
         if place in self.dead:
             return Taken()
         try:
+            if self._intake.wakes(place.partition, entry):
+                self._stale = True
+                return None
             wanted = self._intake.wants(entry)
             blob = None if wanted is None else await self._cached(wanted, entry.uid)
             fresh = place.offset > self._memo_offsets[place.partition]

@@ -52,6 +52,13 @@ class Intake:
         job = self._jobs.get(uid.job)
         return None if job is None else job.wants(uid.device)
 
+    def wakes(self, partition: int, entry: Entry) -> bool:
+        """Whether an entry is an update of a job that rests: one that admission took just before the job ended."""
+        if entry.kind is not Kind.UPDATE:
+            return False
+        job = self._jobs.get(Uid.parse(entry.uid).job)
+        return job is not None and job.resting and entry.offset > job.folded.get(partition, 0)
+
     def take(self, partition: int, entry: Entry, *, fresh: bool, blob: bytes | None = None) -> Taken:
         """Apply one entry; `blob` is the one that `wants` named."""
         taken = Taken()

@@ -80,6 +80,7 @@ class Job:
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self.promoted: int | None = None  # the version that people are given unless they ask for another
         self.broken: str | None = None  # why no further version can be made
+        self.resting = False  # ended, and its arrays are only in storage
 
     @property
     def manifest(self) -> VersionManifest:
@@ -127,6 +128,12 @@ class Job:
         self.participants.add(device)
         if ask.n_samples >= self.spec.selection.samples_min:
             self.leases.ask(device, ask, at, self.learner.contributions[device])
+
+    def rest(self) -> None:
+        """Let go of what only a further version needs; a late update has the job loaded anew."""
+        self.learner.rest()
+        self.paths.rest()
+        self.resting = True
 
     def refolds(self, partition: int) -> int | None:
         """The offset after which entries are folded again if the newest version is lost; None: from none."""

@@ -110,6 +110,11 @@ class Learner:
         """Contributions without the buffer's, which the log will bring again."""
         return self.contributions - Counter(self.buffer.of_device)
 
+    def rest(self) -> None:
+        """Let go of the arrays that only another version would be made of."""
+        self.state, self.slots, self.bases = State((), ()), {}, {}
+        self.cache.sums = np.zeros(0, dtype=np.int64)
+
     def remember(self, version: int, model: tuple[Grid, ...]) -> None:
         """Keep the model that devices had at a version, if the strategy looks at it, and let go of older ones."""
         if self.spec.mixing:

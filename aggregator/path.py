@@ -38,6 +38,11 @@ class Paths:
         for old in sorted(self._models)[:-most]:
             del self._models[old]
 
+    def rest(self) -> None:
+        """Forget all ways: nobody asks for one any more."""
+        for kept in (self._deltas, self._ways, self._made, self._models):
+            kept.clear()
+
     def extend(self, version: int, delta: bytes) -> None:
         """`version` is the newest now, and this delta leads to it."""
         self._deltas[version] = (reference(delta), delta)
