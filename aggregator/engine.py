@@ -23,6 +23,7 @@ from aggregator.job import Job
 from aggregator.jobstore import JobRecord, JobStore, blobs_used
 from aggregator.journal import Journal, happened_at
 from aggregator.memo import Memo, MemoStore
+from aggregator.retention import LOG_KEPT, needed
 from aggregator.shelf import BundleShelf
 from aggregator.spec import JobSpec
 from aggregator.stream import Stream
@@ -41,10 +42,6 @@ MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
 MEMO_INTERVAL_MAX_S = 30.0  # the same for a large fleet: at most some 30 000 entries, read in under a second
 MEMO_SHARE = 0.01  # of the engine's time that memos may take; 10 000 devices are 3 MB each time
 TRIM_INTERVAL_S = 30.0  # trimming at each memo would double the writes
-LOG_KEPT = 256  # folded entries of a partition that stay for a person to look into
-REFOLDED_MAX = (
-    10_000  # entries of a partition that stay for a job to go back a version; of a job that idles no more
-)
 REST_AFTER_S = 300.0  # an ended job keeps its arrays so long: by then its last updates have come
 TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
 
@@ -376,15 +373,11 @@ class Engine:
             await self._trim()
 
     async def _trim(self) -> None:
-        """Forget what no job folds, nor folds again when it loses its newest version; nothing while one is damaged."""
+        """Forget what nobody needs; nothing while a job is damaged, since what that needs is not known."""
         if self.store.damaged:
             return
-        for partition in range(self.ports.partitions):
-            cursor, jobs = self.cursor[partition], self.jobs.values()
-            unread = [j.folded.get(partition, 0) for j in jobs if j.buffered]
-            again = [max(a, cursor - REFOLDED_MAX) for j in jobs if (a := j.refolds(partition)) is not None]
-            below = min([cursor - LOG_KEPT, *unread, *again]) + 1
-            await self.ports.log.trim(partition, max(below, 0))
+        for partition, cursor in self.cursor.items():
+            await self.ports.log.trim(partition, needed(partition, cursor, self.jobs.values()))
 
     async def _cached(self, digest: str, uid: str) -> bytes | None:
         """A frame of a job's cache; without one that is damaged the update is folded uncalibrated."""

@@ -105,7 +105,7 @@ def test_an_update_of_a_lost_version_is_folded_all_the_same(drive, bundle):
 
 def test_updates_of_the_newest_version_stay_in_the_log(drive, bundle, monkeypatch):
     """I1: trimming leaves what a job folds again when it has to go back a version."""
-    monkeypatch.setattr("aggregator.engine.LOG_KEPT", 0)
+    monkeypatch.setattr("aggregator.retention.LOG_KEPT", 0)
 
     async def body(site):
         job = await trained(site, bundle, downlink_density=0.2)
