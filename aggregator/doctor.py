@@ -41,7 +41,12 @@ def examine(state_dir: Path) -> list[Finding]:
         return [
             Finding(f"directory {state_dir}", ok=False, detail="no server has run here: there is no fleet.db")
         ]
-    return [room(state_dir), *asyncio.run(_stored(state_dir, database))]
+    first = asyncio.run(_stored(state_dir, database))
+    problems = {finding.what for finding in first if not finding.ok}
+    if problems:  # a running server may have replaced something between two looks: damage is there in both
+        again = asyncio.run(_stored(state_dir, database))
+        first = [finding for finding in again if finding.ok or finding.what in problems]
+    return [room(state_dir), *first]
 
 
 async def _stored(state_dir: Path, database: Path) -> list[Finding]:

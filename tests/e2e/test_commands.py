@@ -77,6 +77,17 @@ def test_up_is_refused_where_one_runs(up):
     assert httpx.get(f"{up.facts['api']}/health").is_success
 
 
+def test_a_doctor_finds_nothing_wrong_with_a_running_server(up, bundle):
+    """`doctor` works beside the server, and its exit code and JSON say that all is well."""
+    start(up, bundle, "looked-at")
+    found = json.loads(fedfleet("doctor", "--state-dir", up.state_dir, "--json").stdout)
+
+    assert {"database fleet.db", "job looked-at", "log", "memo"} <= {finding["what"] for finding in found}
+    assert [finding for finding in found if not finding["ok"]] == []
+    done = fedfleet("doctor", "--state-dir", up.state_dir / "bundles", code=1)
+    assert "no server has run here" in done.stdout
+
+
 @pytest.mark.parametrize("option", ["--port", "--mqtt-port"])
 def test_a_taken_port_is_named_with_its_remedy(option, taken, tmp_path):
     """Whichever port is taken, `up` names it and its option, and leaves no process."""

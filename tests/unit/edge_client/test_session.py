@@ -139,6 +139,28 @@ def test_passing_failure_is_tried_again_with_growing_waits(drive):
     assert 15 <= waits[0] <= 18 < waits[1] <= 36 < waits[2] <= 72
 
 
+def test_a_trainer_without_room_is_tried_again_without_growing_waits(drive):
+    """A full disk is no fault of the job: as soon as there is room it goes on."""
+    drive.to(Phase.TRAINING)
+    for ask in (1, 2, 3, 4):
+        drive(ev.Answered("job", ask, Failed("storage", "no space")))
+        assert drive.said() == [("failed", "storage: no space")]
+        wait = drive.session.wake - drive.now
+        assert 15 <= wait <= 18
+        drive(ev.Tick(), after=wait + 0.01)
+        for event in (ev.Assigned(assignment(ask + 1)), ev.Pulled(BUNDLE.digest), ev.Pulled(MODEL.digest)):
+            drive(event)
+
+
+def test_what_was_said_is_said_again_with_the_reason_of_a_wait(drive):
+    """While storage fails each job's status says why; the revision grows, so that the newest word counts."""
+    drive.to(Phase.TRAINING)
+    held, again = drive.session.restated("storage: full"), drive.session.restated()
+    words = [(p.message.state, p.message.reason) for p in (*held, *again)]
+    assert words == [("training", "storage: full"), ("training", "")]
+    assert held[0].message.rev < again[0].message.rev
+
+
 @pytest.mark.parametrize("who", ["trainer", "bridge"])
 def test_resync_forgets_the_held_model(drive, who):
     """I5: when the bytes of the model differ, the next ask says that nothing is held."""

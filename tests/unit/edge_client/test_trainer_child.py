@@ -1,5 +1,6 @@
 """The trainer child: tasks in, answers out, in process and as a process."""
 
+import errno
 import os
 import re
 import resource
@@ -174,6 +175,21 @@ def test_a_model_that_is_not_the_published_one_is_resync(child, task, tmp_path, 
     assert isinstance(answer, Failed)
     assert answer.code == "resync"
     assert not (tmp_path / "ws" / GRID_FILE).exists()
+
+
+def test_a_full_disk_fails_the_training_as_storage(child, task, tmp_path, monkeypatch):
+    """What cannot be kept is said with the reason, leaves nothing half written, and works once there is room."""
+
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "ws").mkdir(exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_client.storage.os.fsync", full)
+        answer = child.perform(task)
+    assert (answer.code, answer.message) == ("storage", "the model cannot be kept: No space left on device")
+    assert list((tmp_path / "ws").iterdir()) == []
+    assert isinstance(child.perform(task), Trained)
 
 
 def test_failures_have_their_codes(child, task, tmp_path):
