@@ -10,7 +10,10 @@ AUDIT_KEPT = 1000  # changes by people: weeks of a busy fleet
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
-    """One change; `actor` is a token's name, or "local" where none is needed."""
+    """One change through the API; `actor` is a token's name, or "local" where none is needed.
+
+    Of `fedfleet token` the actor is the user of the machine, `method` "command", `path` the token's name.
+    """
 
     number: int
     at: float

@@ -62,7 +62,8 @@ def routes(engine: Engine) -> APIRouter:
 
     @router.get("/audit")
     async def list_audit(limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None) -> dict[str, Any]:
-        """The newest thousand changes that people made, newest first."""
+        """The newest thousand changes that people made, newest first; `method` "command" is `fedfleet token`."""
+        await engine.audit.load()  # `fedfleet token` notes what it did from a process of its own
         entries = engine.audit.entries
         shown, after = page_by_number(entries, lambda e: e.number, limit, cursor, newest_first=True)
         return answer("audit", [msgspec.to_builtins(entry) for entry in shown], after, len(entries))

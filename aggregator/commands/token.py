@@ -1,6 +1,7 @@
 """`fedfleet token`: who may ask a server what."""
 
 import asyncio
+import getpass
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -12,11 +13,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from aggregator.audit import AuditEntry, AuditLog
 from aggregator.callers import ROLES, Role
 from aggregator.commands.common import EXIT_CODES, json_option, print_json
 from aggregator.errors import AggregatorError
 from aggregator.tokens import Token, Tokens
-from broker_bridge.ports import PortError
+from broker_bridge.ports import Heads, PortError
 from broker_bridge.ports.open import open_ports
 
 T = TypeVar("T")
@@ -58,7 +60,10 @@ def create(name: str, role: Role, expires: str | None, state_dir: Path, *, as_js
     lifetime_s = None if expires is None else _seconds(expires)
     state_dir.mkdir(parents=True, exist_ok=True)
     made, text = _on(
-        state_dir, lambda tokens: tokens.create(name, role, lifetime_s=lifetime_s, now=time.time())
+        state_dir,
+        lambda tokens: tokens.create(name, role, lifetime_s=lifetime_s, now=time.time()),
+        "create_token",
+        name,
     )
     if as_json:
         print_json({**_view(made), "token": text})
@@ -88,21 +93,24 @@ def list_tokens(state_dir: Path, *, as_json: bool) -> None:
 @json_option
 def revoke(name: str, state_dir: Path, *, as_json: bool) -> None:
     """Revoke a token by its name or id; a running server refuses it at once."""
-    gone = _on(state_dir, lambda tokens: tokens.revoke(name))
+    gone = _on(state_dir, lambda tokens: tokens.revoke(name), "revoke_token", name)
     if as_json:
         print_json(_view(gone))
     else:
         click.echo(f"token {gone.name} is revoked")
 
 
-def _on(state_dir: Path, body: Callable[[Tokens], Awaitable[T]]) -> T:
-    """The result of `body` with the tokens of a state directory."""
+def _on(state_dir: Path, body: Callable[[Tokens], Awaitable[T]], action: str = "", name: str = "") -> T:
+    """The result of `body` with the tokens of a state directory; a change is noted in the audit log."""
     url = f"sqlite:///{state_dir.resolve() / 'fleet.db'}"
 
     async def main() -> T:
         ports = open_ports(url)
         try:
-            return await body(Tokens(ports.heads))
+            result = await body(Tokens(ports.heads))
+            if action:
+                await _note(ports.heads, action, name)
+            return result
         finally:
             await ports.close()
 
@@ -114,6 +122,12 @@ def _on(state_dir: Path, body: Callable[[Tokens], Awaitable[T]]) -> T:
         return asyncio.run(main())
     except (AggregatorError, PortError) as error:
         raise click.ClickException(str(error)) from error
+
+
+async def _note(heads: Heads, action: str, name: str) -> None:
+    log = AuditLog(heads)
+    await log.load()
+    await log.add(AuditEntry(0, time.time(), getpass.getuser(), "admin", action, "command", name, 0))
 
 
 def _seconds(text: str) -> float:

@@ -212,9 +212,17 @@ def test_a_token_from_first_to_last(bundle, tmp_path):
         (listed,) = json.loads(fedfleet("token", "list", "--json", *place).stdout)
         assert (listed["name"], listed["role"]) == ("ci", "viewer")
         assert text.split("_", 2)[2] not in fedfleet("token", "list", *place).stdout
-        assert (
-            "there is a token named ci" in fedfleet("token", "create", "--name", "ci", *place, code=1).stderr
-        )
+        admin = fedfleet("token", "create", "--name", "boss", "--role", "admin", *place).stdout.strip()
+        headers = {"Authorization": f"Bearer {admin}"}
+        entries = httpx.get(f"{up.facts['api']}/audit", headers=headers).json()["audit"]
+        assert [(e["action"], e["path"]) for e in entries] == [
+            ("create_token", "boss"),
+            ("create_token", "ci"),
+        ]
+        fedfleet("token", "revoke", "boss", *place)
+        assert httpx.get(f"{up.facts['api']}/audit", headers=headers).status_code == 401
+        taken = fedfleet("token", "create", "--name", "ci", *place, code=1).stderr
+        assert "there is a token named ci" in taken
         assert "12h" in fedfleet("token", "create", "--name", "x", "--expires", "12", *place, code=2).stderr
         assert "revoked" in fedfleet("token", "revoke", "ci", *place).stdout
         assert "there are: none" in fedfleet("token", "revoke", "ci", *place, code=1).stderr
@@ -322,6 +330,25 @@ def test_events_are_followed_until_a_signal(up, bundle):
             process.send_signal(signal.SIGINT)
             errors = process.communicate(timeout=30)[1]
     assert "Traceback" not in errors
+
+
+def test_a_list_is_watched_until_a_signal(up, bundle):
+    """With `--watch` a list in a terminal is shown again when it changed; Ctrl+C ends it with exit code 0."""
+    ours, theirs = os.openpty()
+    command = [FEDFLEET, "job", "list", "--watch", "--server", up.server]
+    with (
+        os.fdopen(ours, "rb", buffering=0) as screen,
+        subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process,
+    ):
+        os.close(theirs)
+        try:
+            assert screen.read(1)
+            start(up, bundle, "watched")
+            seen = bytearray()
+            until(lambda: seen.extend(screen.read(4096)) or b"watched" in seen, "the new job is shown")
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -57,6 +57,24 @@ def test_a_sound_state_has_no_problem_and_stays_as_it_is(state):
     assert {p: p.read_bytes() for p in before} == before
 
 
+def test_a_deleted_job_is_no_problem(state):
+    """Of a job that was deleted the name alone remains, and nothing is missing."""
+    folder, _ = state
+
+    async def main():
+        ports = open_ports(f"sqlite:///{folder}/fleet.db")
+        site = Site(ports, folder)
+        await site.engine.load()
+        await site.engine.end("job", "over")
+        await site.step()
+        await site.engine.delete("job")
+        await ports.close()
+
+    asyncio.run(main())
+    assert problems(folder) == {}
+    assert "deleted; its name stays taken" in [finding.detail for finding in examine(folder)]
+
+
 @pytest.mark.parametrize("part", ["keyframe", "lag", "manifest", "parent", "bundle"])
 def test_a_damaged_and_a_missing_blob_are_named_with_their_job(state, part):
     """Whatever the newest version or its chain needs is missed by name."""
