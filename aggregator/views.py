@@ -13,7 +13,7 @@ from aggregator.gini import gini
 from aggregator.history import VersionRecord
 from aggregator.job import Job
 from aggregator.reported import Reported
-from edge_client.wire.messages import Metrics
+from edge_client.wire.messages import Message, Metrics
 
 View = dict[str, Any]
 
@@ -153,7 +153,16 @@ def _figures(metrics: Metrics | None) -> View:
 
 def device(engine: Engine, record: DeviceRecord) -> View:
     """One device with its tags."""
-    return {**msgspec.to_builtins(record), "tags": engine.tags.of(record.device)}
+    view: View = msgspec.to_builtins(record)
+    view["info"] = None if record.info is None else full(record.info)
+    for name, task in record.tasks.items():
+        view["tasks"][name]["status"] = None if task.status is None else full(task.status)
+    return {**view, "tags": engine.tags.of(record.device)}
+
+
+def full(message: Message) -> View:
+    """All fields of a message; on the wire those with their default are left out."""
+    return {name: msgspec.to_builtins(getattr(message, name)) for name in message.__struct_fields__}
 
 
 def find_version(found: Job, number: int) -> VersionRecord:

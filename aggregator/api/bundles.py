@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from aggregator.api import examples
 from aggregator.api.bodies import binary_body, example, read
 from aggregator.api.idempotency import OnceRoute
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_name
@@ -12,7 +13,7 @@ from aggregator.engine import Engine
 from aggregator.errors import RefusedError
 from edge_client.wire.limits import FRAME_BYTES_MAX
 
-_DIGEST = "8c5f0a4e8e0f2e0b6a1f7d3c9b5a4e3d2c1b0a9f8e7d6c5b4a39281706f5e4d3"
+_STORED = {"digest": examples.DIGEST, "manifest": {"name": "exercise", "loss": "cross_entropy"}}
 
 
 def routes(engine: Engine) -> APIRouter:
@@ -23,14 +24,14 @@ def routes(engine: Engine) -> APIRouter:
         "/bundles",
         status_code=201,
         openapi_extra=binary_body("a training bundle"),
-        responses=example({"digest": _DIGEST, "manifest": {"name": "exercise"}}, 201),
+        responses=example(_STORED, 201),
     )
     async def upload_bundle(request: Request) -> dict[str, Any]:
         """Store a training bundle; the same bundle again is harmless."""
         bundle, digest = await engine.shelf.add(await read(request, FRAME_BYTES_MAX))
         return {"digest": digest, "manifest": msgspec.to_builtins(bundle.manifest)}
 
-    @router.get("/bundles")
+    @router.get("/bundles", responses=example(examples.page("bundles", examples.BUNDLE)))
     async def list_bundles(limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None) -> dict[str, Any]:
         """Stored bundles, by digest, with the jobs that use each."""
         found = await engine.shelf.list()
@@ -38,7 +39,7 @@ def routes(engine: Engine) -> APIRouter:
         bundles = [{**msgspec.to_builtins(entry), "jobs": _users(engine, entry.digest)} for entry in shown]
         return answer("bundles", bundles, after, len(found))
 
-    @router.get("/bundles/{digest}")
+    @router.get("/bundles/{digest}", responses=example({**_STORED, "size": 220170}))
     async def show_bundle(digest: str) -> dict[str, Any]:
         """The manifest of a stored bundle."""
         bundle, ref = await engine.shelf.open(digest)
@@ -59,7 +60,7 @@ def routes(engine: Engine) -> APIRouter:
         "/testsets",
         status_code=201,
         openapi_extra=binary_body("an .npz with x and y"),
-        responses=example({"digest": _DIGEST}, 201),
+        responses=example({"digest": examples.DIGEST}, 201),
     )
     async def upload_testset(request: Request) -> dict[str, Any]:
         """Store a data set for evaluation on the server; the same again is harmless."""

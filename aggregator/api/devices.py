@@ -7,7 +7,8 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from aggregator import views
-from aggregator.api.bodies import decode, json_body, read
+from aggregator.api import examples
+from aggregator.api.bodies import decode, example, json_body, read
 from aggregator.api.etags import mark, match
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_name
 from aggregator.engine import Engine
@@ -33,7 +34,7 @@ def routes(engine: Engine) -> APIRouter:
     """`/devices`."""
     router = APIRouter(tags=["devices"])
 
-    @router.get("/devices")
+    @router.get("/devices", responses=example(examples.page("devices", examples.DEVICE, states={"ready": 1})))
     async def list_devices(
         *,
         state: DeviceStateName | None = None,
@@ -57,7 +58,7 @@ def routes(engine: Engine) -> APIRouter:
         page = answer("devices", [views.device(engine, record) for record in shown], after, len(found))
         return {**page, "states": dict(Counter(record.state for record in found))}
 
-    @router.get("/devices/{device}")
+    @router.get("/devices/{device}", responses=example({**examples.DEVICE, "timeline": [examples.MOMENT]}))
     async def show_device(device: str, response: Response) -> dict[str, Any]:
         """One device: what it is, what it does for each job, and what it lately did, newest first."""
         record = _find(engine, device)
@@ -65,7 +66,11 @@ def routes(engine: Engine) -> APIRouter:
         timeline = [msgspec.to_builtins(moment) for moment in engine.journal.timeline(device)]
         return {**views.device(engine, record), "timeline": timeline}
 
-    @router.put("/devices/{device}/tags", openapi_extra=json_body(TagsBody, {"tags": ["lab", "building 7"]}))
+    @router.put(
+        "/devices/{device}/tags",
+        openapi_extra=json_body(TagsBody, {"tags": ["lab", "building 7"]}),
+        responses=example(examples.DEVICE),
+    )
     async def tag_device(device: str, request: Request, response: Response) -> dict[str, Any]:
         """Replace a device's tags."""
         record = _find(engine, device)

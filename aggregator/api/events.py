@@ -6,6 +6,8 @@ import msgspec
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
+from aggregator.api import examples
+from aggregator.api.bodies import example
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_number
 from aggregator.engine import Engine
 from aggregator.errors import RefusedError
@@ -47,7 +49,7 @@ def routes(engine: Engine) -> APIRouter:
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
-    @router.get("/events/recent")
+    @router.get("/events/recent", responses=example(examples.page("events", examples.EVENT)))
     async def list_events(
         kinds: KindsQuery = None, limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None
     ) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def routes(engine: Engine) -> APIRouter:
         ]
         return answer("events", events, after, len(found))
 
-    @router.get("/audit")
+    @router.get("/audit", responses=example(examples.page("audit", examples.AUDIT)))
     async def list_audit(limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None) -> dict[str, Any]:
         """The newest thousand changes that people made, newest first; `method` "command" is `fedfleet token`."""
         await engine.audit.load()  # `fedfleet token` notes what it did from a process of its own

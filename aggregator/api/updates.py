@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Query
 
+from aggregator.api import examples
+from aggregator.api.bodies import example
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_number
 from aggregator.engine import Engine
 
@@ -15,7 +17,7 @@ def routes(engine: Engine) -> APIRouter:
     """`/updates`."""
     router = APIRouter(tags=["updates"])
 
-    @router.get("/updates")
+    @router.get("/updates", responses=example(examples.page("updates", examples.VERDICT)))
     async def list_updates(
         verdict: Literal["accepted", "rejected"] | None = None,
         job: Name = None,

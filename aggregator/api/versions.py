@@ -8,6 +8,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from aggregator import views
+from aggregator.api import examples
+from aggregator.api.bodies import example
 from aggregator.api.etags import mark, match
 from aggregator.api.idempotency import OnceRoute
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_number
@@ -28,7 +30,7 @@ def routes(engine: Engine) -> APIRouter:
     """`/jobs/{name}/versions` and `/jobs/{name}/model`."""
     router = APIRouter(route_class=OnceRoute, tags=["versions"])
 
-    @router.get("/jobs/{name}/versions")
+    @router.get("/jobs/{name}/versions", responses=example(examples.page("versions", examples.VERSION)))
     async def list_versions(
         name: str, limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None, order: Order = "oldest"
     ) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def routes(engine: Engine) -> APIRouter:
         )
         return answer("versions", [views.version(job, record) for record in shown], after, len(records))
 
-    @router.get("/jobs/{name}/versions/{number}")
+    @router.get("/jobs/{name}/versions/{number}", responses=example(examples.VERSION))
     async def show_version(name: str, number: int) -> dict[str, Any]:
         """One version; `parent` is the digest of the manifest of the one it was made from."""
         job = views.find_job(engine, name)
@@ -56,7 +58,7 @@ def routes(engine: Engine) -> APIRouter:
         )
         return {"digest": digest, **manifest}
 
-    @router.post("/jobs/{name}/versions/{number}/promote")
+    @router.post("/jobs/{name}/versions/{number}/promote", responses=example(examples.VERSION))
     async def promote_version(name: str, number: int, request: Request, response: Response) -> dict[str, Any]:
         """Have this version exported and answered as the job's model by default; devices go on with the newest."""
         job = views.find_job(engine, name)

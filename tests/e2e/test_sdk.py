@@ -12,9 +12,12 @@ import pytest
 from aggregator.sdk import AsyncFleet, Event, Fleet, FleetError, Shard, view
 from aggregator.sdk.events import Parser
 from broker_bridge.broker import free_port
+from broker_bridge.ports import Kind
+from broker_bridge.records import EventRecord
+from edge_client.wire.messages import DeviceState, TaskStatus, encode
 from firmware_tools.zoo import cnn1d
 from tests.e2e.conftest import until
-from tests.e2e.server import Aggregator, processes, small_bundle
+from tests.e2e.server import Aggregator, fedfleet, processes, small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +195,32 @@ def test_an_untrusted_name_is_escaped_in_html(fleet, bundle):
     text = view.html({**facts, "reason": "<script>x</script>"}, [])
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_devices_are_shown_at_the_command_line(fleet, server):
+    """`device list` and `device show` say what a device does and why not, and let none of its control characters out."""
+    server.say("shown", "state", DeviceState("ready", 1))
+    server.append(
+        (
+            "shown",
+            "event:shown:task",
+            Kind.EVENT,
+            EventRecord(
+                1.0, "task", "shown", "gone", encode(TaskStatus("declined", 1, "[red]\x1b[2Jno\x07"))
+            ),
+        )
+    )
+    until(
+        lambda: len(fleet.device("shown")["timeline"]) == 2 if fleet.devices(q="shown") else None, "it spoke"
+    )
+    listed = fedfleet("device", "list", "--search", "shown", "--server", fleet.url).stdout
+    shown = fedfleet("device", "show", "shown", "--server", fleet.url).stdout
+
+    assert "shown" in listed
+    assert "ready" in listed
+    assert "[red]�[2Jno�" in shown
+    assert "\x1b" not in shown + listed
+    assert "birth" in shown
 
 
 def test_importing_the_sdk_loads_no_library():

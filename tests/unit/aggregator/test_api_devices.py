@@ -6,6 +6,7 @@ import json
 import pytest
 
 from aggregator import audit
+from aggregator.api import examples
 from aggregator.audit import AuditEntry, AuditLog
 from aggregator.stream import EVENTS_KEPT, Stream
 from broker_bridge.ports.open import open_ports
@@ -77,6 +78,74 @@ def test_a_device_shows_what_it_did(drive, bundle):
         assert shown["timeline"][2]["detail"] == "on battery"
 
     drive(body)
+
+
+def test_a_device_has_the_same_fields_whatever_it_said(drive, bundle):
+    """What a device left out, because it is the default, is there all the same."""
+
+    async def body(site):
+        await site.start_job(bundle)
+        await born(site, "dev-1")
+        await site.say("dev-1", "task", TaskStatus("training", 1), job="job")
+        await site.say("dev-1", "info", DeviceInfo("s", 1, "aarch64", "ort", ("ternary",)))
+        await site.step()
+        async with site.api() as api:
+            shown = (await api.get("/devices/dev-1")).json()
+        assert shown["tasks"]["job"]["status"] == {
+            "state": "training",
+            "rev": 1,
+            "reason": "",
+            "progress": None,
+        }
+        assert shown["info"]["datasets"] == []
+
+    drive(body)
+
+
+def test_the_examples_have_the_fields_of_real_answers(drive, bundle):
+    """The OpenAPI document shows what the server really answers, field by field."""
+
+    async def body(site):
+        await site.start_job(bundle, buffer_size=1)
+        await born(site, "dev-1")
+        await site.say("dev-1", "task", TaskStatus("training", 1), job="job")
+        await site.update("dev-1", 1)
+        await site.step()
+        shown = {
+            "/jobs": examples.page("jobs", examples.JOB),
+            "/jobs/job": examples.JOB,
+            "/jobs/job/participation": examples.PARTICIPATION,
+            "/jobs/job/versions/1": examples.VERSION,
+            "/bundles": examples.page("bundles", examples.BUNDLE),
+            "/devices": examples.page("devices", examples.DEVICE, states={"ready": 1}),
+            "/devices/dev-1": {**examples.DEVICE, "timeline": [examples.MOMENT]},
+            "/updates": examples.page("updates", examples.VERDICT),
+            "/events/recent?kinds=audit": examples.page("events", examples.EVENT),
+            "/audit": examples.page("audit", examples.AUDIT),
+        }
+        async with site.api() as api:
+            await api.post("/jobs/job/pause")
+            for path, example in shown.items():
+                assert fields(example) == fields((await api.get(path)).json()), path
+            document = (await api.get("/openapi.json")).json()["paths"]
+        told = document["/api/v1/jobs/{name}"]["get"]["responses"]["200"]["content"]["application/json"]
+        assert told["example"]["spec"]["name"] == "exercise"
+
+    drive(body)
+
+
+FREE = {"device_states", "rejected", "staleness", "states"}  # keys that are data
+
+
+def fields(value):
+    """The fields of an answer, of lists and of maps by name those of the first."""
+    if isinstance(value, list):
+        return fields(value[0]) if value else None
+    if not isinstance(value, dict):
+        return None
+    if "tasks" in value:
+        value = {**value, "tasks": list(value["tasks"].values())}
+    return {name: None if name in FREE else fields(inner) for name, inner in value.items()}
 
 
 def test_words_of_a_device_are_data(drive, bundle):
