@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregator.client import Api
 from aggregator.demo import data, plan
 from aggregator.demo.devices import Devices
 from aggregator.ready import wait_ready
+from aggregator.sdk import Fleet
 from aggregator.supervise import Supervisor, until_signalled
 
 WAIT_S = 300.0
@@ -51,9 +51,9 @@ def main() -> None:
         try:
             supervisor.start()
             wait_ready(supervisor, signals)
-            with Api(f"http://127.0.0.1:{supervisor.http_port}") as api:
-                fields = plan.spec(api.upload(bundle)) | {"buffer_size": 1, "fanout": "always", "end": {}}
-                api.start(fields)
+            with Fleet(f"http://127.0.0.1:{supervisor.http_port}") as fleet:
+                fields = plan.spec(fleet.upload(bundle)) | {"buffer_size": 1, "fanout": "always", "end": {}}
+                job = fleet.start(fields)
                 with Devices(folder / "devices", shards, supervisor.broker.port):
                     homes = [folder / "devices" / shard.name for shard in shards]
                     deadline = time.monotonic() + WAIT_S
@@ -62,7 +62,7 @@ def main() -> None:
                             sys.exit(f"fewer than {options.deltas} deltas within {WAIT_S:g} s")
                         supervisor.tend()
                         time.sleep(1.0)
-                    committed = {v["version"]: v["at"] for v in api.versions(plan.JOB)}
+                    committed = {v["version"]: v["at"] for v in job.versions()}
                     delays = [1000 * (at - committed[v]) for home in homes for v, at in kept(home)]
         except subprocess.SubprocessError as error:
             sys.exit(str(error))
