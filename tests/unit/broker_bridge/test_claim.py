@@ -1,5 +1,6 @@
 """Two processes of one role never share an engine: the second names the first."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -8,8 +9,9 @@ import sys
 import pytest
 
 from broker_bridge import claim
+from broker_bridge.bridge import Bridge
 from broker_bridge.claim import claimed
-from broker_bridge.ports import PortError
+from broker_bridge.ports import PortError, open_ports
 
 HOLDER = """
 import sys, time
@@ -67,3 +69,18 @@ def test_processes_started_by_hand_are_refused(url, role, arguments):
         )
     assert done.returncode == 1
     assert f"(process {os.getpid()})" in done.stdout + done.stderr
+
+
+def test_two_bridges_of_a_name_on_two_machines_do_not_fight():
+    """Where no lock reaches, who comes second takes the name over, and the first ends with the reason."""
+
+    async def main():
+        ports = open_ports("memory:")
+        first, second = (Bridge(ports, "127.0.0.1", 1) for _ in range(2))
+        for bridge in (first, second):
+            await bridge._load()
+        await second._store(conn_seq=1)
+        with pytest.raises(PortError, match="another bridge runs"):
+            await first._store(conn_seq=1)
+
+    asyncio.run(main())
