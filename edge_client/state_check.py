@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_client.finding import Finding, room, sha256
+from edge_client.layout import STEPS
 from edge_client.pull import PART
 from edge_client.schema import NewerSchemaError, check
-from edge_client.store import FILE, STEPS
+from edge_client.store import FILE
 from edge_client.wire import frame
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Evaluation, Offer, decode
 from edge_client.wire.topics import Uid
 
+PUT_ASIDE_SINCE = 2  # the layout that has a table of damaged rows
 PAGES_SHOWN = 5  # problems of a damaged database: more say the same
 
 
@@ -40,7 +42,13 @@ def _database(path: Path) -> list[Finding]:
             if problems != ["ok"]:
                 return [Finding(FILE, ok=False, detail="; ".join(problems))]
             version = check(connection, len(STEPS))
-            return [Finding(FILE, ok=True, detail=f"schema {version}"), *_rows(connection)]
+            aside = []
+            if version >= PUT_ASIDE_SINCE:
+                aside = [
+                    Finding(f"row {source}", ok=False, detail=f"was damaged and put aside: {why}")
+                    for source, why in connection.execute("SELECT source, why FROM damaged ORDER BY rowid")
+                ]
+            return [Finding(FILE, ok=True, detail=f"schema {version}"), *_rows(connection), *aside]
     except NewerSchemaError as error:
         return [Finding(FILE, ok=False, detail=str(error))]
     except sqlite3.Error as error:

@@ -5,7 +5,6 @@ What to send when is decided by the session; this module neither sends nor train
 """
 
 import contextlib
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,36 +15,23 @@ from typing import Any, Literal, TypedDict
 import structlog
 
 from edge_client.events import JobRow, Kind, Row, Stored
+from edge_client.layout import RUN_BITS, STEPS
 from edge_client.link import Link
-from edge_client.schema import NewerSchemaError, run, upgrade
+from edge_client.schema import NewerSchemaError, upgrade
 from edge_client.storage import passing
+from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import KEEP_MASS_CODES, Offer, decode, encode
 from edge_client.wire.topics import Uid
 
-RUN_BITS = 27  # numbers of one run: a status a second for four years; with minutes since 1970 below 2^53
 FILE = "state.db"
 EVALUATION_ROWS_MAX = 64  # unsent evaluations; one a participation, so days offline with hourly training
 EVALUATION_BYTES_MAX = 256 * 1024  # of their bodies; one is about 250 B
+DAMAGED_ROWS_MAX = 100  # rows that could not be read, kept for a look
 QUARANTINE_MAX = 3  # damaged databases kept for a look; a card that keeps damaging them must not fill up
 
 _LINK_KEYS = ("link_bytes", "link_seconds")
 
 _log = structlog.get_logger("fedfleet.store")
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
-CREATE TABLE jobs (
-    job TEXT PRIMARY KEY, offer BLOB NOT NULL, held INTEGER, ask INTEGER NOT NULL,
-    verdict TEXT NOT NULL DEFAULT '', verdict_at REAL
-);
-CREATE TABLE residuals (job TEXT PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE outbox (
-    seq INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, job TEXT NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('update', 'evaluation')),
-    body BLOB NOT NULL, published INTEGER NOT NULL DEFAULT 0,
-    residual_accepted BLOB, residual_kept BLOB
-);
-CREATE UNIQUE INDEX one_unreceipted_update ON outbox (job) WHERE kind = 'update';
-"""
 
 
 class Report(TypedDict):
@@ -122,8 +108,13 @@ class Store:
 
     def jobs(self) -> list[JobRow]:
         """Jobs whose workspaces are held."""
-        rows = self._read("SELECT offer, held, ask FROM jobs ORDER BY job")
-        return [JobRow(decode(Offer, offer), held, ask) for offer, held, ask in rows]
+        jobs = []
+        for job, offer, held, ask in self._read("SELECT job, offer, held, ask FROM jobs ORDER BY job"):
+            try:
+                jobs.append(JobRow(decode(Offer, offer), held, ask))
+            except RemoteWireError as error:
+                self._put_aside("jobs", "job", job, str(error))
+        return jobs
 
     def save_job(self, row: JobRow) -> None:
         """Insert or change a job."""
@@ -181,8 +172,28 @@ class Store:
         return self._rows("kind = 'evaluation' AND seq > ? ORDER BY seq LIMIT ?", (after, limit))
 
     def _rows(self, condition: str, values: tuple[object, ...] = ()) -> list[Row]:
-        query = f"SELECT uid, kind, length(body), published FROM outbox WHERE {condition}"  # noqa: S608 - fixed
-        return [Row(Uid.parse(u), k, size, bool(p)) for u, k, size, p in self._read(query, values)]
+        query = f"SELECT seq, uid, kind, length(body), published FROM outbox WHERE {condition}"  # noqa: S608 - fixed
+        rows = []
+        for seq, uid, kind, size, published in self._read(query, values):
+            try:
+                rows.append(Row(Uid.parse(uid), kind, size, bool(published)))
+            except RemoteWireError as error:
+                self._put_aside("outbox", "seq", seq, str(error))
+        return rows
+
+    def _put_aside(self, table: str, key: str, value: object, why: str) -> None:
+        """Move a row that cannot be read out of the way, so that it blocks nothing; the newest few are kept."""
+        _log.error("row_damaged", table=table, row=value, error=why)
+        column = "offer" if table == "jobs" else "body"
+        with self._change(f"put row {value} of {table} aside"):
+            self._db.execute(
+                f"INSERT INTO damaged SELECT ?, ?, ?, {column} FROM {table} WHERE {key} = ?",  # noqa: S608 - fixed
+                (time.time(), f"{table} {value}", why, value),
+            )
+            self._db.execute(f"DELETE FROM {table} WHERE {key} = ?", (value,))  # noqa: S608 - fixed names
+            self._db.execute(
+                "DELETE FROM damaged WHERE rowid <= (SELECT max(rowid) FROM damaged) - ?", (DAMAGED_ROWS_MAX,)
+            )
 
     def body(self, uid: Uid) -> bytes | None:
         """The bytes to send for a row; None when it is gone."""
@@ -360,18 +371,6 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         upgrade(connection, STEPS)
     except NewerSchemaError as error:
         raise StoreError(f"{path}: {error}") from error
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    # A server remembers the numbers of a database that was lost, and takes lower ones for old news. Minutes are
-    # above them, unless the device has no clock: then its words count only once they have caught up.
-    runs = int(time.time() / 60)
-    facts = {"epoch": secrets.token_hex(8), "runs": runs, "seq": 1, "ask": runs << RUN_BITS}
-    run(connection, _TABLES)
-    connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", facts.items())
-
-
-STEPS = (_create,)  # how a database came to its layout
 
 
 def _quarantine(path: Path) -> Path:

@@ -63,12 +63,13 @@ def test_each_damage_is_named(folder):
     uid = str(store.rows()[0].uid)
     store._db.execute("UPDATE outbox SET body = ? WHERE uid = ?", (b"junk", uid))
     store._db.execute("UPDATE jobs SET offer = ?", (b"{",))
+    store._db.execute("INSERT INTO damaged VALUES (0, 'outbox 7', 'no uid', 'x')")
     store.close()
     (folder / "blobs" / DIGEST).write_bytes(DATA[:-1])
     (folder / "jobs" / "job" / "model.grid").write_bytes(b"junk")
     (folder / "state.db.damaged-1").write_bytes(b"")
     assert set(problems(folder)) == {
-        f"outbox row {uid}", "job job", f"blob {DIGEST[:12]}", "model of job job", "file state.db.damaged-1"
+        f"outbox row {uid}", "job job", "row outbox 7", f"blob {DIGEST[:12]}", "model of job job", "file state.db.damaged-1"
     }  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from edge_client import store as state
 from edge_client.events import JobRow
+from edge_client.layout import STEPS
+from edge_client.schema import upgrade
 from edge_client.store import NewUpdate, StoreError, open_store, read_report
 from edge_client.wire.messages import BlobRef, DataSchema, Offer
 from edge_client.wire.topics import Uid
@@ -197,3 +199,48 @@ def test_evaluations_are_read_a_page_at_a_time(store):
     assert [row.uid.seq for row in store.updates()] == [8]
     assert [row.uid.seq for row in store.evaluations(0, 3)] == [1, 2, 3]
     assert [row.uid.seq for row in store.evaluations(6, 3)] == [7]
+
+
+def test_a_row_that_cannot_be_read_is_put_aside_and_blocks_nothing(store):
+    """I6: a damaged name or offer is said once, kept for a look, and does not stop the daemon or the job."""
+    uid = finished(store)
+    store._db.execute("UPDATE outbox SET uid = 'junk' WHERE kind = 'update'")
+    store._db.execute("INSERT INTO jobs (job, offer, ask) VALUES ('bad', '{', 1)")
+    assert [row.offer.job for row in store.jobs()] == ["job"]
+    assert store.updates() == []
+    assert [row.kind for row in store.rows()] == ["evaluation"]
+    kept = store._db.execute("SELECT source, body FROM damaged ORDER BY source").fetchall()
+    assert kept == [("jobs bad", "{"), (f"outbox {uid.seq}", b"framea")]
+    finished(store, text=b"b")  # the job goes on
+    after = reopened(store)
+    assert [row.offer.job for row in after.jobs()] == ["job"]
+    assert len(after.updates()) == 1
+    after.close()
+
+
+def test_rows_put_aside_are_bounded(store):
+    """I6: a card that keeps damaging rows does not fill up with them."""
+    for seq in range(state.DAMAGED_ROWS_MAX + 5):
+        store._db.execute("INSERT INTO jobs (job, offer, ask) VALUES (?, '{', 1)", (f"bad-{seq:03}",))
+    store.jobs()
+    kept = store._db.execute("SELECT source FROM damaged ORDER BY rowid").fetchall()
+    assert len(kept) == state.DAMAGED_ROWS_MAX
+    assert kept[-1] == (f"jobs bad-{state.DAMAGED_ROWS_MAX + 4:03}",)
+
+
+def test_a_database_of_the_first_layout_is_upgraded_with_its_rows(tmp_path):
+    """I4: what a device held before its software was updated is there afterwards."""
+    connection = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    upgrade(connection, STEPS[:1])
+    connection.close()
+    store = open_store(tmp_path)
+    epoch = store.epoch
+    uid = finished(store)
+    store._db.execute("DROP TABLE damaged")
+    store._db.execute("PRAGMA user_version = 1")
+    store.close()
+    after = open_store(tmp_path)
+    assert after.epoch == epoch
+    assert after.updates()[0].uid == uid
+    assert after._db.execute("SELECT count(*) FROM damaged").fetchone() == (0,)
+    after.close()
