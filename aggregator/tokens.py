@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from aggregator.callers import Caller, Role
+from aggregator.callers import LOCAL, Caller, Role
 from aggregator.errors import NotFoundError, RefusedError
 from aggregator.heads import decode_head
 from broker_bridge.ports import Conflict, Heads
@@ -72,6 +72,14 @@ class Tokens:
                     raise RefusedError("expired", f"token {token.name} has expired; have another made")
                 return Caller(token.name, token.role)
         raise RefusedError("unauthorized", "no such token; it may have been revoked")
+
+    async def still(self, caller: Caller) -> bool:
+        """Whether somebody who was let in would be let in now; for connections that stay open."""
+        tokens = await self.all()
+        if caller == LOCAL:
+            return not tokens
+        now = time.time()
+        return any((t.name, t.role) == caller and not t.expired(now) for t in tokens)
 
     async def create(
         self, name: str, role: Role, *, lifetime_s: float | None, now: float

@@ -1,17 +1,20 @@
 """What happens, live (server-sent events), and who changed what."""
 
+import time
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from aggregator.api import examples
 from aggregator.api.bodies import example
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_number
+from aggregator.callers import caller
 from aggregator.engine import Engine
 from aggregator.errors import RefusedError
-from aggregator.stream import KINDS
+from aggregator.stream import HEARTBEAT_S, KINDS
+from aggregator.tokens import Tokens
 
 VIEWERS_MAX = 500  # connections that stay open; more are refused, or they would starve everybody else
 KindsQuery = Annotated[str | None, Query(max_length=100, description="Comma-separated; all unless given.")]
@@ -22,9 +25,11 @@ def routes(engine: Engine) -> APIRouter:
     """`/events` and `/audit`."""
     router = APIRouter(tags=["events"])
     viewers: set[object] = set()
+    tokens = Tokens(engine.ports.heads)
 
     @router.get("/events", response_class=StreamingResponse, responses=STREAM)
     async def follow_events(
+        request: Request,
         kinds: KindsQuery = None,
         last_event_id: Annotated[str | None, Header(max_length=100)] = None,
     ) -> StreamingResponse:
@@ -32,7 +37,7 @@ def routes(engine: Engine) -> APIRouter:
 
         `Last-Event-ID` goes on after that event; an event `reset` says that some are lost, and to read anew.
         """
-        wanted = _kinds(kinds)
+        wanted, known = _kinds(kinds), caller(request)
         if len(viewers) >= VIEWERS_MAX:
             raise RefusedError(
                 "too_many_viewers", f"{VIEWERS_MAX} viewers follow already; close some, or ask for lists"
@@ -41,8 +46,13 @@ def routes(engine: Engine) -> APIRouter:
         async def body() -> Any:
             this = object()
             viewers.add(this)
+            looked_at = time.monotonic()
             try:
                 async for text in engine.stream.follow(last_event_id, wanted):
+                    if time.monotonic() - looked_at >= HEARTBEAT_S:  # a revoked token ends its streams, too
+                        if not await tokens.still(known):
+                            return
+                        looked_at = time.monotonic()
                     yield text
             finally:
                 viewers.discard(this)

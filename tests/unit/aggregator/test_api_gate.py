@@ -1,10 +1,12 @@
 """Who may ask what of the API, from where and how often, over memory ports."""
 
+import asyncio
 import time
 
 import pytest
 
 from aggregator.api.rate import Rates
+from aggregator.callers import LOCAL, Caller, caller
 from aggregator.errors import NotFoundError, RefusedError
 from aggregator.tokens import TOKENS_KEY, Tokens, is_loopback
 
@@ -102,6 +104,35 @@ def test_tokens_that_are_none_are_refused(drive):
             refused(await api.get("/jobs", headers={"Authorization": f"Basic {token}"}), 401, "unauthorized")
         async with site.api(token=old) as api:
             refused(await api.get("/jobs"), 401, "expired", "old")
+
+    drive(body)
+
+
+def test_a_stream_ends_with_the_token_it_was_opened_with(drive, monkeypatch):
+    """Events go to nobody whose token was revoked since, not even on a connection that is open."""
+    monkeypatch.setattr("aggregator.api.events.HEARTBEAT_S", 0)
+    monkeypatch.setattr("aggregator.stream.HEARTBEAT_S", 0.01)
+
+    async def body(site):
+        token = await make(site, "me", "viewer")
+        tokens = Tokens(site.ports.heads)
+        assert await tokens.still(Caller("me", "viewer"))
+        assert not await tokens.still(Caller("me", "admin"))
+        assert not await tokens.still(LOCAL)
+        admitted = asyncio.Event()
+
+        def told(request):
+            admitted.set()
+            return caller(request)
+
+        monkeypatch.setattr("aggregator.api.events.caller", told)
+        async with site.api(token=token) as api:
+            reading = asyncio.create_task(api.get("/events"))
+            await admitted.wait()
+            await tokens.revoke("me")
+            response = await asyncio.wait_for(reading, 5)  # it would never end by itself
+            assert response.status_code == 200
+        assert await tokens.still(LOCAL)
 
     drive(body)
 
