@@ -21,6 +21,7 @@ from aggregator.reported import Reported
 from aggregator.spec import JobSpec
 from aggregator.versions import VersionManifest, blobs_of
 from edge_client.bundle import Manifest
+from edge_client.wire import grid
 from edge_client.wire.limits import PACKET_OVERHEAD_BYTES
 from edge_client.wire.messages import (
     CODECS,
@@ -128,6 +129,12 @@ class Job:
         self.participants.add(device)
         if ask.n_samples >= self.spec.selection.samples_min:
             self.leases.ask(device, ask, at, self.learner.contributions[device])
+
+    def again(self, digest: str) -> bytes | None:
+        """The bytes of a blob that an assignment names, from memory; None when they are not there."""
+        if digest == self.manifest.keyframe.digest:
+            return grid.encode_keyframe(self.version, self.state.model)
+        return self.paths.again(digest)
 
     def rest(self) -> None:
         """Let go of what only a further version needs; a late update has the job loaded anew."""

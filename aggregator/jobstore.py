@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -18,13 +19,23 @@ from aggregator.learner import Sealed
 from aggregator.shelf import BundleShelf
 from aggregator.snapshot import Snapshots
 from aggregator.spec import JobSpec, check_bundle
-from aggregator.versions import VersionManifest, all_blobs_of, first, load_manifest, put_manifest, record
+from aggregator.versions import (
+    VersionManifest,
+    all_blobs_of,
+    first,
+    load_manifest,
+    put_manifest,
+    record,
+    reference,
+)
 from broker_bridge import cells
-from broker_bridge.ports import Change, Conflict, Digest, PortError, Ports
+from broker_bridge.ports import Change, Conflict, CorruptBlob, Digest, MissingBlob, PortError, Ports
 from edge_client.bundle import PARAMS, Bundle
 from edge_client.wire.messages import Assignment, BlobRef
 
 SPEC_PREFIX = "spec/"
+VERIFY_S = 60.0  # so long a blob is taken to be sound: a device that pulled in vain asks again after 15 s
+VERIFIED_MAX = 1000
 log = structlog.get_logger()
 
 
@@ -55,6 +66,7 @@ class JobStore:
         self.records: dict[str, JobRecord] = {}
         self.damaged: dict[str, str] = {}  # jobs that could not be loaded, and why
         self._revisions: dict[str, int] = {}
+        self._verified: dict[str, float] = {}  # when a blob that assignments name was last read whole
 
     async def check(self, spec: JobSpec) -> tuple[Bundle, BlobRef]:
         """The bundle of a job that may start as it is; raise RefusedError (`exists`, `not_found`, `bad_spec`)."""
@@ -136,7 +148,25 @@ class JobStore:
         granted = job.grant(now)
         for merged in job.paths.take_fresh():
             await self._ports.blobs.put(merged)
+        for digest in {blob.digest for _, assignment in granted for blob in assignment.model}:
+            await self._verify(job, digest, now)
         return granted
+
+    async def _verify(self, job: Job, digest: str, now: float) -> None:
+        """Store a blob again that is missing or damaged: devices would ask for it in vain until a restart."""
+        if now - self._verified.get(digest, -math.inf) < VERIFY_S:
+            return
+        if len(self._verified) >= VERIFIED_MAX:
+            self._verified.clear()
+        try:
+            await self._ports.blobs.get(Digest(digest))
+        except (MissingBlob, CorruptBlob) as error:
+            data = job.again(digest)
+            log.error("blob.damaged", job=job.spec.name, error=str(error), mended=data is not None)  # noqa: TRY400
+            if data is None or reference(data).digest != digest:
+                return
+            await self._ports.blobs.put(data)
+        self._verified[digest] = now
 
     async def end(self, job: Job, reason: str, now: float) -> None:
         """Mark a job ended; admission refuses its updates from when it sees this."""

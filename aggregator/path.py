@@ -38,6 +38,15 @@ class Paths:
         for old in sorted(self._models)[:-most]:
             del self._models[old]
 
+    def again(self, digest: str) -> bytes | None:
+        """The delta of this digest; None when it is not one. A merged one is made anew when it is next needed."""
+        for ref, delta in self._deltas.values():
+            if ref.digest == digest:
+                return delta
+        self._ways.clear()
+        self._made.clear()
+        return None
+
     def rest(self) -> None:
         """Forget all ways: nobody asks for one any more."""
         for kept in (self._deltas, self._ways, self._made, self._models):

@@ -11,7 +11,7 @@ from aggregator.versions import load_manifest
 from broker_bridge import cells
 from broker_bridge.ports import Kind
 from edge_client.wire import topics
-from edge_client.wire.messages import DeviceState, JobEnd
+from edge_client.wire.messages import Assignment, DeviceState, JobEnd
 
 
 def spoil(site, digest):
@@ -52,6 +52,39 @@ def test_a_damaged_keyframe_is_made_again(drive, bundle):
         assert (after.version, after.digest, after.buffered) == (2, job.digest, 0)
         await site.ports.blobs.get(after.manifest.keyframe.digest)
         assert views.job(site.engine, "job")["damage"] == ""
+
+    drive(body)
+
+
+@pytest.mark.parametrize("kind", ["keyframe", "delta", "merged"])
+def test_a_blob_that_assignments_name_is_stored_again(drive, bundle, kind):
+    """A model or delta that is damaged while the server runs comes back before devices ask for it in vain for long."""
+
+    async def body(site):
+        job = await trained(site, bundle, versions=4)
+        holds = {"keyframe": None, "delta": 3, "merged": 1}[kind]
+        job.paths.take_fresh()
+
+        async def named(number):
+            await site.ask("dev-1", number=number, holds=holds)
+            await site.step()
+            assignment = await site.down(topics.assign("dev-1", "job"), Assignment)
+            assert assignment.ask == number
+            return assignment.model
+
+        before = await named(1)
+        digests = [blob.digest for blob in before]
+        assert (digests == [job.manifest.keyframe.digest]) == (kind == "keyframe")
+        assert (digests == [job.manifest.delta.digest]) == (kind == "delta")
+        assert kind != "merged" or digests == job.paths.merged[4]
+        for blob in before:
+            spoil(site, blob.digest)
+        for number in (2, 3):  # a merged delta is made anew for the next one that asks
+            site.clock.now += 200
+            after = await named(number)
+        assert after == before
+        for blob in after:
+            await site.ports.blobs.get(blob.digest)
 
     drive(body)
 
