@@ -8,6 +8,7 @@
 # make fuzz    ten million hostile inputs to the decoders of the wire, some fifteen minutes
 # make bench-simulation a hundred thousand simulated devices, some five minutes
 # make bench-downlink   accuracy against bytes down, some half an hour
+# make bench-api    latency of reads over HTTP with 10 000 devices stored, about a minute
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi chaos check bench bench-training bench-downlink bench-simulation bench-codec fuzz clean system-packages
+.PHONY: demo test test-pi chaos check bench bench-training bench-downlink bench-simulation bench-codec bench-api fuzz clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -59,6 +60,9 @@ bench-downlink: $(VENV)/test
 
 bench-simulation: $(VENV)/test
 	@$(BIN)/python bench/simulation.py --out bench/results/simulation.json
+
+bench-api: $(VENV)/test
+	@$(BIN)/python bench/api.py
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench
