@@ -225,7 +225,7 @@ def _answered(folder: Path) -> float:
             _until(lambda: _healthy(port), "the API answers")
             return time.perf_counter() - began
         finally:
-            process.kill()
+            process.terminate()  # it removes its temporary directory
 
 
 def _healthy(port: int) -> bool:
