@@ -21,9 +21,10 @@ from aggregator.fleet import Fleet
 from aggregator.intake import Intake, Taken
 from aggregator.job import Job
 from aggregator.jobstore import JobRecord, JobStore, blobs_used
-from aggregator.journal import Journal, happened_at
+from aggregator.journal import Journal
 from aggregator.memo import Memo, MemoStore
-from aggregator.retention import LOG_KEPT, needed
+from aggregator.recall import recall
+from aggregator.retention import needed
 from aggregator.shelf import BundleShelf
 from aggregator.spec import JobSpec
 from aggregator.stream import Stream
@@ -33,7 +34,6 @@ from broker_bridge.cells import FanCell
 from broker_bridge.ports import Conflict, CorruptStorage, Entry, PortError, Ports, StorageError, StorageFull
 from broker_bridge.storage import RETRY_MAX_S, RETRY_MIN_S
 from edge_client.wire import topics
-from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.limits import FANOUT_BYTES_MAX
 from edge_client.wire.messages import JobEnd, Metrics
 
@@ -86,7 +86,7 @@ class Engine:
         self._dirty = False
         self._intake = Intake(self.fleet, self.jobs, self.store.records, store.damaged)
         self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
-        await self._recall()
+        await recall(self.journal, self.ports.log, self.cursor, dead)
         for job in self.jobs.values():
             await self._announce(job)
         self._stale = False
@@ -386,22 +386,6 @@ class Engine:
         except CorruptStateError as error:
             log.error("cache.damaged", uid=uid, error=str(error))  # noqa: TRY400
             return None
-
-    async def _recall(self) -> None:
-        """Have the journal note what the log still has of before this run."""
-        recent = []
-        for partition, offset in self.cursor.items():
-            known = await self.ports.log.read(partition, max(0, offset - LOG_KEPT), LOG_KEPT)
-            recent += [
-                (partition, entry)
-                for entry in known
-                if entry.offset <= offset and Place(partition, entry.offset) not in self.dead
-            ]
-        try:
-            for partition, entry in sorted(recent, key=lambda found: happened_at(found[1])):
-                self.journal.take(partition, entry, live=False)
-        except (msgspec.DecodeError, RemoteWireError) as error:  # damaged since it was taken
-            log.error("journal.incomplete", error=str(error))  # noqa: TRY400 - the message says what
 
     async def _wait(self) -> None:
         waits = [
