@@ -101,7 +101,7 @@ class Intake:
         task = self._fleet.task(uid.device, name, record.at)
         task.rejected[record.code] = task.rejected.get(record.code, 0) + 1
         if uid.job in self._jobs:
-            self._jobs[uid.job].leases.release(uid.device)
+            self._jobs[uid.job].leases.release(uid.device, record.at)
 
     def _event(self, entry: Entry, taken: Taken) -> None:
         record = msgspec.msgpack.decode(entry.body, type=EventRecord)

@@ -121,7 +121,7 @@ class Job:
 
         `before` is the blob that `wants` named.
         """
-        self.leases.release(device)
+        self.leases.release(device, at)
         return self.learner.update(device, frame, wire_bytes, at, before)
 
     def ask(self, device: str, ask: Ask, at: float) -> None:

@@ -20,6 +20,8 @@ import msgspec
 
 from edge_client.wire.messages import Ask
 
+LATE_S = 120.0  # a copy of a message comes seconds late; a device whose memory was lost begins to count anew
+
 Policy = Literal["round-robin", "random", "fair"]
 
 
@@ -60,6 +62,9 @@ class Leases:
     ) -> None:
         self.waiting: dict[str, Waiting] = {}
         self.held: dict[str, Lease] = dict(held or {})
+        self._answered: dict[
+            str, tuple[int, float]
+        ] = {}  # the number of its last ask, and until when it matters
         self._fair = policy == "fair"
         self._rng = random.Random(seed) if policy == "random" else None  # noqa: S311 - chooses, keeps no secret
         # Entries of devices that stopped waiting stay until they come up; `_queue` and `_urn` are never both used.
@@ -76,6 +81,9 @@ class Leases:
         lease = self.held.get(device)
         if lease is not None and lease.ask.ask > ask.ask:
             return
+        number, until = self._answered.get(device, (-1, at))
+        if ask.ask <= number and at < until:  # a late copy: the device would not know what its place is for
+            return
         self.held.pop(device, None)
         before = self.waiting.get(device)
         if before is not None and before.ask.ask > ask.ask:
@@ -85,9 +93,15 @@ class Leases:
         else:
             self._wait(device, Waiting(ask, at, done))
 
-    def release(self, device: str) -> None:
-        """The device is done, or gone: its place is free."""
-        self.held.pop(device, None)
+    def release(self, device: str, at: float) -> None:
+        """The device gave an update at Unix time `at`: its place is free, and copies of its ask say nothing any more.
+
+        It asks again only after a verdict, so an ask that waits is a copy of the one this update answers.
+        """
+        lease, waiting = self.held.pop(device, None), self.waiting.pop(device, None)
+        numbers = [entry.ask.ask for entry in (lease, waiting) if entry is not None]
+        if numbers:
+            self._answered[device] = (max(numbers), at + LATE_S)
 
     def away(self, device: str) -> None:
         """The device is not connected: no place is kept free for it. It asks again when it is back.
@@ -106,6 +120,8 @@ class Leases:
         gone = [device for device, lease in self.held.items() if lease.expires <= now]
         for device in gone:
             del self.held[device]
+        while self._answered and (device := next(iter(self._answered))) and self._answered[device][1] <= now:
+            del self._answered[device]  # in the order in which they were answered, or nearly
         return gone
 
     def grant(

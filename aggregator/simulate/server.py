@@ -65,7 +65,7 @@ class Server:
             self.job.update(uid.device, frame, wire_bytes, now, before)
             self.accepted += 1
         else:
-            self.job.leases.release(uid.device)
+            self.job.leases.release(uid.device, now)
             self.rejected[verdict.code] = self.rejected.get(verdict.code, 0) + 1
         return receipt
 

@@ -109,3 +109,40 @@ def test_who_went_away_is_not_chosen(policy):
     assert grant(leases, 5) == ["b"]
     leases.ask("a", ask(2), 6)
     assert grant(leases, 7) == ["a"]
+
+
+def test_a_late_copy_of_an_answered_ask_takes_no_place():
+    """A device that has given its update is not given a place by a copy of the ask before it; its next ask counts."""
+    leases = Leases()
+    leases.ask("a", ask(3), 0)
+    assert grant(leases, 0) == ["a"]
+    leases.release("a", 10)
+
+    leases.ask("a", ask(3), 12)
+    assert grant(leases, 12) == []
+    leases.ask("a", ask(4), 13)
+    assert grant(leases, 13) == ["a"]
+
+
+def test_a_device_that_counts_anew_is_heard_after_a_while():
+    """A device set up afresh begins with ask 1; it is a late copy for two minutes and then a device that asks."""
+    leases = Leases()
+    leases.ask("a", ask(9), 0)
+    grant(leases, 0)
+    leases.release("a", 10)
+
+    leases.ask("a", ask(1), 20)
+    assert grant(leases, 20) == []
+    leases.ask("a", ask(1), 140)
+    assert grant(leases, 140) == ["a"]
+
+
+def test_an_ask_repeated_while_its_device_trained_takes_no_place():
+    """A copy of an ask puts its device among those who wait; the update that it has trained takes it out again."""
+    leases = Leases()
+    leases.ask("a", ask(3), 0)
+    grant(leases, 0)
+    leases.ask("a", ask(3), 5)
+    leases.release("a", 10)
+
+    assert grant(leases, 10) == []
