@@ -6,6 +6,7 @@ read where it was installed, its package is never imported.
 """
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -44,8 +45,10 @@ class Shard:
         np.savez(path, x=self.x, y=self.y, segment=self.segment)
 
 
-def load(file: Path | None = None) -> tuple[list[Shard], Shard]:
-    """The devices' shards, and the windows of the unseen subjects; raise DataError."""
+def load(
+    file: Path | None = None, unseen_subjects: Collection[int] = UNSEEN_SUBJECTS
+) -> tuple[list[Shard], Shard]:
+    """The devices' shards, and the windows of the unseen subjects, numbered from 1; raise DataError."""
     recordings = _recordings(file or _installed())
     shards: list[Shard] = []
     unseen: list[Shard] = []
@@ -53,7 +56,7 @@ def load(file: Path | None = None) -> tuple[list[Shard], Shard]:
         for side, arm in ((0, "left"), (1, "right")):
             mine = np.flatnonzero((recordings["subject"] == subject) & (recordings["side"] == side))
             shard = _shard(f"subject-{subject}-{arm}", recordings, mine)
-            (unseen if subject in UNSEEN_SUBJECTS else shards).append(shard)
+            (unseen if subject in unseen_subjects else shards).append(shard)
     together = Shard(
         "unseen",
         np.concatenate([s.x for s in unseen]),
