@@ -7,6 +7,7 @@
 # make bench-training   a training step beside PyTorch's, some ten minutes
 # make fuzz    ten million hostile inputs to the decoders of the wire, some fifteen minutes
 # make bench-simulation a hundred thousand simulated devices, some five minutes
+# make bench-aggregation  strategies, stragglers, attacks and folds on a simulated fleet, more than an hour
 # make bench-downlink   accuracy against bytes down, some half an hour
 # make bench-api    latency of reads over HTTP with 10 000 devices stored, about a minute
 # make bench-codec      bytes of an update against the entropy bound, and other coders
@@ -16,7 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi chaos check bench bench-training bench-downlink bench-simulation bench-codec bench-api fuzz clean system-packages
+.PHONY: demo test test-pi chaos check bench bench-training bench-aggregation bench-downlink bench-simulation \
+  bench-codec bench-api fuzz clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -45,7 +47,7 @@ check: $(VENV)/test
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/test
-	@for script in $(filter-out bench/training.py bench/downlink.py bench/simulation.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/training.py bench/downlink.py bench/simulation.py bench/attacks.py bench/watch.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
@@ -54,6 +56,18 @@ bench-training: $(VENV)/test
 # The fuzzer itself grows by some 60 MB in a million runs; the decoders do not.
 fuzz: $(VENV)/test
 	@$(BIN)/python tests/fuzz/decoders.py -runs=10000000 -max_len=2000 -rss_limit_mb=2048 -print_final_stats=1
+
+# Fashion-MNIST: apt-get install dataset-fashion-mnist. Finished runs stay in .bench and are not run again.
+bench-aggregation: $(VENV)/test
+	@$(PIP) --editable '.[demo,simulate]'
+	@$(BIN)/python bench/commit.py --out bench/results/commit.json
+	@for name in mlp cnn stragglers sound; do \
+	  $(BIN)/fedfleet simulate bench/aggregation/$$name.toml --out .bench/$$name --plots || exit 1; \
+	  mkdir -p bench/results/aggregation/$$name && cp .bench/$$name/*.svg bench/results/aggregation/$$name || exit 1; \
+	  $(BIN)/fedfleet simulate bench/aggregation/$$name.toml --out .bench/$$name --json > bench/results/aggregation/$$name/comparison.json || exit 1; \
+	done
+	@$(BIN)/python bench/attacks.py --out bench/results/attacks.json
+	@$(BIN)/python bench/watch.py --out bench/results/watch.json
 
 bench-downlink: $(VENV)/test
 	@$(BIN)/python bench/downlink.py --out bench/results/downlink.json
