@@ -257,16 +257,23 @@ class Job:
 
     def notice(self) -> VersionNotice:
         """The announcement of the newest version."""
-        newest = self.history.newest
+        newest, manifest = self.history.newest, self.manifest
+        updates = sum(manifest.bases.values())
         return VersionNotice(
             job=self.spec.name,
             version=self.version,
-            version_hash=self.manifest.model_hash,
-            at=self.manifest.at,
-            updates=sum(self.manifest.bases.values()),
+            version_hash=manifest.model_hash,
+            at=manifest.at,
+            updates=updates,
             accuracy=None if newest is None else newest.accuracy,
             loss=None if newest is None else newest.loss,
-            keyframe=self.manifest.keyframe,
+            keyframe=manifest.keyframe,
+            bits_per_parameter=8 * manifest.bytes_frames / (updates * self.bundle.parameters)
+            if updates
+            else None,
+            bytes_to_bound=manifest.bytes_frames / manifest.bytes_bound if manifest.bytes_bound else None,
+            bytes_delta=manifest.delta.size if manifest.delta else 0,
+            lossless=manifest.lossless,
         )
 
     def frame_bytes_max(self) -> int:

@@ -153,6 +153,8 @@ class VersionNotice(Message, frozen=True):
     """The newest version of a job, for integrators; hold-out figures are the devices' own, newest known.
 
     `keyframe` is the whole model as a blob: whoever may ask for blobs gets what the server exports, also after the end.
+    `bits_per_parameter` is what an update of the version took, `bytes_to_bound` its bytes over the entropy bound; both
+    are null where no update made it. `bytes_delta` leads from the version before, and left nothing out where `lossless`.
     """
 
     job: str
@@ -163,6 +165,10 @@ class VersionNotice(Message, frozen=True):
     accuracy: float | None = None
     loss: float | None = None
     keyframe: BlobRef | None = None
+    bits_per_parameter: float | None = None
+    bytes_to_bound: float | None = None
+    bytes_delta: int = 0
+    lossless: bool = True
 
 
 class JobEnd(Message, frozen=True):

@@ -44,6 +44,9 @@ def test_a_full_buffer_makes_a_version(drive, bundle):
         assert job.manifest.bases == {0: 3}
         notice = await site.down(topics.version("all", "job"), VersionNotice)
         assert (notice.version, notice.updates) == (1, 3)
+        assert (notice.bytes_delta, notice.lossless) == (job.manifest.delta.size, True)
+        assert 0 < notice.bits_per_parameter < 32
+        assert notice.bytes_to_bound > 0.5
 
     drive(body)
 

@@ -15,8 +15,8 @@ STRATEGIES = {
     "fedbuff": {},
     "fedavg": {"strategy": "fedavg"},
     "fedasync": {"strategy": "fedasync", "buffer_size": 1},
-    "calibrated": {"strategy": "calibrated"},
-    "fadas": {"strategy": "fadas"},
+    "calibrated": {"strategy": "calibrated", "downlink_density": 0.1},
+    "fadas": {"strategy": "fadas", "downlink_density": 0.1},
     "defended": {"robust": {"clip_factor": 0.5, "device_share_max": 0.3}, "downlink_density": 0.1},
 }
 UPDATES = 14
