@@ -154,7 +154,7 @@ class VersionNotice(Message, frozen=True):
 
     `keyframe` is the whole model as a blob: whoever may ask for blobs gets what the server exports, also after the end.
     `bits_per_parameter` is what an update of the version took, `bytes_to_bound` its bytes over the entropy bound; both
-    are null where no update made it. `bytes_delta` leads from the version before, and left nothing out where `lossless`.
+    are null where no update made it. `bytes_delta` leads from the version before; where `lossless` it left nothing out.
     """
 
     job: str
