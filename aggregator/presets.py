@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Wang et al. 2024 (FADAS), alg. 1, delay-adaptive
     "fadas": {
         "staleness": "constant",
-        "server_lr": 0.01,
+        "server_lr": 0.003,
         "optimizer": {"name": "amsgrad", "delay_max": 10},
     },
 }
