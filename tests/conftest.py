@@ -1,6 +1,7 @@
 """Fixtures that tests of all packages share: real brokers."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,3 +22,13 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     started = Broker.start(request.param, state_dir=tmp_path / "broker")
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_heard():
+    """A run that was started in the background ignores SIGINT, and all that its tests start would inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

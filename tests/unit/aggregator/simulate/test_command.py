@@ -117,9 +117,13 @@ def test_whoever_ends_it_no_process_stays(config, tmp_path, number):
     state = tmp_path / "state"
     words = ["simulate", str(config), "--out", str(tmp_path / "out"), "--state", str(state), "--workers", "1"]
     with subprocess.Popen([sys.executable, "-m", "edge_client", *words], start_new_session=True) as process:
-        wait(lambda: len(members(process.pid)) >= 2 and sum(1 for _ in (tmp_path / "out").glob("*.jsonl")))
-        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    wait(lambda: not members(process.pid))
+        try:
+            wait(lambda: len(members(process.pid)) >= 2 and any((tmp_path / "out").glob("*.jsonl")))
+            os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+            wait(lambda: not members(process.pid))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     assert process.returncode == {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGKILL: -9}[number]
     assert number == signal.SIGKILL or list(state.iterdir()) == []
