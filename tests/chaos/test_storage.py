@@ -13,6 +13,7 @@ from tests.chaos.test_kill import DEVICES, finish, run_until
 
 SERVERS = ("aggregator", "broker_bridge")
 STOP_S = 5.0
+HANG_S = 5.0  # far longer than a device needs from its assignment to an update
 
 
 @pytest.fixture
@@ -57,16 +58,24 @@ def test_a_server_on_a_full_disk_waits_and_goes_on(site):
     assert finish(site) >= 12
 
 
+def hangs_while_an_update_comes(site, pid):
+    """Stop a process for a while; False when no update came: an aggregator that hangs lets no device begin."""
+    until(lambda: site.job()["training"], "a device trains")
+    sent, end = len(site.ledger.frames), time.monotonic() + HANG_S
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while len(site.ledger.frames) == sent and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    return len(site.ledger.frames) > sent
+
+
 @pytest.mark.parametrize("victim", SERVERS)
 def test_a_server_process_that_hangs_loses_nothing(site, victim):
     """I1: what a stopped process did not take waits at the broker and on devices until it goes on."""
     (pid,) = [child.process.pid for child in site.supervisor.children if child.name == victim]
-    sent = len(site.ledger.frames)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        until(lambda: len(site.ledger.frames) > sent, "a device sends an update to the one that hangs")
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    until(lambda: hangs_while_an_update_comes(site, pid), "a device sends an update to the one that hangs")
     run_until(site, until(site.job, "the API answers")["version"] + 2)
 
     assert finish(site) >= 12
