@@ -1,11 +1,13 @@
 """What the aggregator wants said to devices: cells under `down/` that the bridge publishes."""
 
 import contextlib
+from collections.abc import Iterable
 
 import msgspec
 
 from broker_bridge import cells
 from broker_bridge.ports import Conflict, Heads
+from edge_client.wire import topics
 from edge_client.wire.messages import Message, encode
 
 
@@ -30,6 +32,15 @@ class Downlink:
     async def drop(self, topic: str) -> None:
         """Forget what was said to a topic; nothing is published on a topic that is not retained."""
         await self._drop(cells.down_key(topic))
+
+    async def forget(self, device: str, jobs: Iterable[str]) -> None:
+        """Take back what was said to a device about these jobs, and clear what the broker retains of it."""
+        for job in jobs:
+            await self.drop(topics.end(device, job))
+            await self.drop(topics.assign(device, job))
+        for topic in (topics.state(device), topics.info(device)):
+            await self.clear(topic)
+            await self.drop(topic)
 
     async def fan(self, job: str, delta: cells.FanCell | None) -> None:
         """Have a job's newest delta published once; None: it has no more."""

@@ -22,13 +22,13 @@ from aggregator.intake import Intake, Taken
 from aggregator.job import Job
 from aggregator.jobstore import JobRecord, JobStore, blobs_used
 from aggregator.journal import Journal
+from aggregator.marks import Marks
 from aggregator.memo import Memo, MemoStore
 from aggregator.recall import recall
 from aggregator.retention import needed
 from aggregator.shelf import BundleShelf
 from aggregator.spec import JobSpec
 from aggregator.stream import Stream
-from aggregator.tags import Tags
 from aggregator.versions import load_cached
 from broker_bridge.cells import FanCell
 from broker_bridge.ports import Conflict, CorruptStorage, Entry, PortError, Ports, StorageError, StorageFull
@@ -58,10 +58,11 @@ class Engine:
         self.stream = Stream()
         self.journal = Journal(self.stream.publish)
         self.audit = AuditLog(ports.heads)
-        self.tags = Tags(ports.heads)
-        self._clock = clock
+        self.marks = Marks(ports.heads)
+        self.clock = clock
         self._memo_interval_s = MEMO_INTERVAL_S
         self._stopping = asyncio.Event()
+        self._stepped = asyncio.Event()  # set, and replaced, with each step
         self._stale = True  # memory may be ahead of what is stored, or behind: load before anything else
         self.ready = asyncio.Event()
         self.trouble = ""  # why storage does not take anything now
@@ -72,7 +73,7 @@ class Engine:
         memo = await memos.load()
         jobs = await store.load(memo.jobs)
         dead = DeadLetters(self.ports.heads, self.ports.blobs)
-        await asyncio.gather(self.audit.load(), self.tags.load(), dead.load())
+        await asyncio.gather(self.audit.load(), self.marks.load(), dead.load())
         # From here to the next await nobody sees a mixture: the API reads these while the engine loads again.
         self.store, self._memos, self._downlink = store, memos, Downlink(self.ports.heads)
         self.dead = dead
@@ -84,7 +85,7 @@ class Engine:
         }
         self._memo_at = self._trim_at = 0.0
         self._dirty = False
-        self._intake = Intake(self.fleet, self.jobs, self.store.records, store.damaged)
+        self._intake = Intake(self.fleet, self.jobs, self.store.records, self.marks, store.damaged)
         self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
         await recall(self.journal, self.ports.log, self.cursor, dead)
         for job in self.jobs.values():
@@ -131,7 +132,7 @@ class Engine:
 
     async def create(self, spec: JobSpec) -> JobRecord:
         """Start a job and offer it; raise RefusedError."""
-        job = await self._stored(self.store.create(spec, self._clock()))
+        job = await self._stored(self.store.create(spec, self.clock()))
         job.folded = dict(self.cursor)
         self.jobs[spec.name] = job
         await self._announce(job)
@@ -143,7 +144,7 @@ class Engine:
     async def end(self, name: str, reason: str) -> JobRecord:
         """End a job: withdraw the offer, tell its devices, and commit what is buffered."""
         job = self._unended(name)
-        await self._stored(self.store.end(job, reason, self._clock()))
+        await self._stored(self.store.end(job, reason, self.clock()))
         self._tell_job(name)
         log.info("job.ended", job=name, reason=reason, version=job.version)
         await self._announce(job)
@@ -169,8 +170,8 @@ class Engine:
         await self.store.change(name, state="running")
         self._tell_job(name)
 
-    async def promote(self, name: str, version: int) -> None:
-        """Give people this version, whose model is stored, unless they ask for another."""
+    async def promote(self, name: str, version: int | None) -> None:
+        """Give people this version, whose model is stored, unless they ask for another; None: no longer any."""
         job = self.jobs[name]
         await self.store.change(name, promoted=version)
         job.promoted = version
@@ -185,7 +186,7 @@ class Engine:
             raise RefusedError("running", f"job {name} has not ended; stop it first")
         if self.store.damaged:  # what they share with this one is not known
             raise RefusedError("damaged", f"first mend {', '.join(self.store.damaged)}: fedfleet doctor")
-        if job.due(self._clock(), draining=True):
+        if job.due(self.clock(), draining=True):
             raise RefusedError("running", f"the last updates of job {name} are being folded; try again")
         del self.jobs[name]
         try:
@@ -246,13 +247,23 @@ class Engine:
                 for device, name in intake.left:
                     await self._downlink.drop(topics.end(device, name))
                     await self._downlink.drop(topics.assign(device, name))
+                if intake.forgotten:
+                    await self.marks.drop(intake.forgotten)
+                    await self._downlink.forget(intake.forgotten, self.jobs)
                 if intake.job is not None:
                     await self._commit_due(intake.job)
-        now = self._clock()
+        now = self.clock()
         for job in list(self.jobs.values()):
             await self._look_after(job, now)
         if self._dirty and now - self._memo_at >= self._memo_interval_s:
             await self._save_memo()
+        self._stepped.set()
+        self._stepped = asyncio.Event()
+
+    async def reached(self, partition: int, offset: int) -> None:
+        """Return once this entry of the log was taken."""
+        while self.cursor[partition] < offset:
+            await self._stepped.wait()
 
     async def _look_after(self, job: Job, now: float) -> None:
         """What time brings a job: a version, assignments, its end, and long after that its rest."""
@@ -286,7 +297,7 @@ class Engine:
             if self.dead.full:
                 raise
             log.exception("entry.put_aside", uid=entry.uid, partition=place.partition, offset=place.offset)
-            await self.dead.put(place, entry, f"{type(error).__name__}: {error}", self._clock())
+            await self.dead.put(place, entry, f"{type(error).__name__}: {error}", self.clock())
             self._stale = True  # it may have been taken by half
             return None
         return taken
@@ -309,10 +320,10 @@ class Engine:
         if record is None:
             return
         draining = record.state == "ended"
-        if not job.due(self._clock(), draining=draining):
+        if not job.due(self.clock(), draining=draining):
             return
         try:
-            sealed = job.seal(self._clock(), self.cursor, draining=draining)
+            sealed = job.seal(self.clock(), self.cursor, draining=draining)
         except StrategyError as error:
             job.broken = str(error)
             log.error("strategy.failed", job=job.spec.name, version=job.version, error=str(error))  # noqa: TRY400
@@ -338,7 +349,7 @@ class Engine:
             draining
             or delta is None
             or delta.size > FANOUT_BYTES_MAX
-            or not job.audience.listens(self._clock())
+            or not job.audience.listens(self.clock())
         ):
             return
         await self._downlink.fan(name, FanCell(job.spec.cohort, job.version, delta.digest))
@@ -357,7 +368,7 @@ class Engine:
         await self._downlink.say(topics.end(device, name), JobEnd(job=name, reason=reason))
 
     async def _save_memo(self) -> None:
-        self._memo_at = self._clock()
+        self._memo_at = self.clock()
         self._dirty = False
         memo = Memo(
             offsets=dict(self.cursor),

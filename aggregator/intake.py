@@ -12,6 +12,7 @@ import msgspec
 from aggregator.fleet import Fleet
 from aggregator.job import Job
 from aggregator.jobstore import JobRecord
+from aggregator.marks import Marks
 from broker_bridge.ports import Entry, Kind
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
 from edge_client.wire.messages import CODECS, Ask, DeviceInfo, DeviceState, Evaluation, TaskStatus, decode
@@ -25,20 +26,28 @@ NO_CODEC = f"no codec in common: the server takes {', '.join(CODECS)}; update th
 class Taken:
     """What follows from an entry: `job` got an update; `left` removed a workspace.
 
-    `ends` are to be told that a job is over for them: device, job, and why ("": as the job's record says).
+    `ends` are to be told that a job is over for them: device, job, and why ("": as the job's record says). `forgotten`
+    names a device that an operator had forgotten.
     """
 
     job: Job | None = None
     ends: list[tuple[str, str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
+    forgotten: str = ""
 
 
 class Intake:
     """Applies entries to fleet and jobs, which it shares with the engine."""
 
     def __init__(
-        self, fleet: Fleet, jobs: dict[str, Job], records: dict[str, JobRecord], damaged: Collection[str] = ()
+        self,
+        fleet: Fleet,
+        jobs: dict[str, Job],
+        records: dict[str, JobRecord],
+        marks: Marks,
+        damaged: Collection[str] = (),
     ) -> None:
+        self._marks = marks
         self._damaged = damaged
         self._fleet = fleet
         self._jobs = jobs
@@ -111,16 +120,9 @@ class Intake:
         elif record.topic == "info":
             self._fleet.device(device, at).info = decode(DeviceInfo, record.payload)
         elif record.topic == "ask":
-            ask = decode(Ask, record.payload)
-            self._fleet.device(device, at)
-            if ask.job in self._damaged:
-                return  # the device asks again
-            if not self._running(ask.job):
-                taken.ends.append((device, ask.job, ""))
-            elif self._jobs[ask.job].codec(ask) is None:
-                taken.ends.append((device, ask.job, NO_CODEC))
-            else:
-                self._jobs[ask.job].ask(device, ask, at)
+            self._ask(device, decode(Ask, record.payload), at, taken)
+        elif record.topic == "forget":
+            self._forget(device, taken)
         else:
             status = decode(TaskStatus, record.payload)
             if record.job in self._jobs:
@@ -129,6 +131,24 @@ class Intake:
                 taken.left.append((device, record.job))
             if status.state in ("failed", "declined", "ended") and record.job in self._jobs:
                 self._jobs[record.job].leases.forget(device)
+
+    def _ask(self, device: str, ask: Ask, at: float, taken: Taken) -> None:
+        self._fleet.device(device, at)
+        if ask.job in self._damaged:
+            return  # the device asks again
+        if not self._running(ask.job):
+            taken.ends.append((device, ask.job, ""))
+        elif self._jobs[ask.job].codec(ask) is None:
+            taken.ends.append((device, ask.job, NO_CODEC))
+        elif not self._marks.paused(device):  # it goes on asking, and is heard once it is resumed
+            self._jobs[ask.job].ask(device, ask, at)
+
+    def _forget(self, device: str, taken: Taken) -> None:
+        self._fleet.devices.pop(device, None)
+        for job in self._jobs.values():
+            job.leases.forget(device)
+            job.participants.discard(device)
+        taken.forgotten = device
 
     def _state(self, device: str, state: DeviceState, at: float, taken: Taken) -> None:
         if not self._fleet.state(device, state, at):

@@ -58,6 +58,11 @@ class Journal:
         """What is known of a device's doings, newest first."""
         return list(reversed(self._timelines.get(device, ())))
 
+    def note(self, device: str, moment: Moment) -> None:
+        """Note and tell what an operator did to a device."""
+        self._keep(device, moment)
+        self._say(device, moment)
+
     def take(self, partition: int, entry: Entry, *, live: bool = True) -> None:
         """Note an entry of the log unless it was noted before; tell of it when it is `live`."""
         if entry.offset <= self._seen.get(partition, 0):
@@ -71,19 +76,19 @@ class Journal:
             case Kind.EVALUATION:
                 uid, record = Uid.parse(entry.uid), msgspec.msgpack.decode(entry.body, type=EvaluationRecord)
                 version = decode(Evaluation, record.payload).version
-                self._note(uid.device, Moment(record.at, "evaluation", uid.job, f"version {version}"))
+                self._keep(uid.device, Moment(record.at, "evaluation", uid.job, f"version {version}"))
             case Kind.EVENT:
                 self._event(entry, live=live)
 
     def _update(self, entry: Entry, *, live: bool) -> None:
         uid, record = Uid.parse(entry.uid), msgspec.msgpack.decode(entry.body, type=UpdateRecord)
         self._verdict(uid, record.at, "accepted", size=record.wire_bytes, live=live)
-        self._note(uid.device, Moment(record.at, "update", uid.job, "accepted", f"{record.wire_bytes} B"))
+        self._keep(uid.device, Moment(record.at, "update", uid.job, "accepted", f"{record.wire_bytes} B"))
 
     def _rejection(self, entry: Entry, *, live: bool) -> None:
         uid, record = Uid.parse(entry.uid), msgspec.msgpack.decode(entry.body, type=RejectionRecord)
         self._verdict(uid, record.at, "rejected", record.code, record.message[:TEXT_MAX], live=live)
-        self._note(
+        self._keep(
             uid.device, Moment(record.at, "rejection", uid.job, record.code, record.message[:TEXT_MAX])
         )
 
@@ -107,11 +112,21 @@ class Journal:
     def _event(self, entry: Entry, *, live: bool) -> None:
         record = msgspec.msgpack.decode(entry.body, type=EventRecord)
         moment = _moment(record)
-        self._note(record.device, moment)
+        if record.topic == "forget":
+            self._forget(record.device)
+        else:
+            self._keep(record.device, moment)
         if live:
-            self._tell("device", {"device": record.device, **msgspec.to_builtins(moment)})
+            self._say(record.device, moment)
 
-    def _note(self, device: str, moment: Moment) -> None:
+    def _say(self, device: str, moment: Moment) -> None:
+        self._tell("device", {"device": device, **msgspec.to_builtins(moment)})
+
+    def _forget(self, device: str) -> None:
+        self._timelines.pop(device, None)
+        self.updates = deque((u for u in self.updates if u.device != device), maxlen=UPDATES_KEPT)
+
+    def _keep(self, device: str, moment: Moment) -> None:
         if device not in self._timelines:
             self._timelines[device] = deque(maxlen=TIMELINE_KEPT)
             if len(self._timelines) > TIMELINE_DEVICES:
@@ -141,5 +156,7 @@ def _moment(record: EventRecord) -> Moment:
             ask = decode(Ask, payload)
             holds = "no version" if ask.holds is None else f"version {ask.holds}"
             return Moment(at, "ask", ask.job, holds, f"{ask.n_samples} samples")
+        case "forget":
+            return Moment(at, "forgotten")
     status = decode(TaskStatus, payload)
     return Moment(at, "task", record.job, status.state, status.reason[:TEXT_MAX])

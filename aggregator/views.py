@@ -152,12 +152,13 @@ def _figures(metrics: Metrics | None) -> View:
 
 
 def device(engine: Engine, record: DeviceRecord) -> View:
-    """One device with its tags."""
+    """One device with what operators put on it."""
     view: View = msgspec.to_builtins(record)
     view["info"] = None if record.info is None else full(record.info)
     for name, task in record.tasks.items():
         view["tasks"][name]["status"] = None if task.status is None else full(task.status)
-    return {**view, "tags": engine.tags.of(record.device)}
+    mark: View = msgspec.to_builtins(engine.marks.of(record.device))
+    return {**view, **mark}
 
 
 def full(message: Message) -> View:

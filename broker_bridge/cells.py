@@ -107,5 +107,5 @@ def down_topic(key: str) -> str:
 
 
 def retained(topic: str) -> bool:
-    """Offers and version notices are retained; commands to a device never are."""
-    return topic.startswith(f"{topics.ROOT}/b/")
+    """Offers and version notices are retained; commands to a device never are. Births are only ever cleared."""
+    return topic.startswith((f"{topics.ROOT}/b/", f"{topics.ROOT}/d/"))

@@ -26,12 +26,12 @@ class EvaluationRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EventRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A control message of a device, decodable as the message of its topic."""
+    """A control message of a device, decodable as the message of its topic; or that an operator has it forgotten."""
 
     at: float
-    topic: Literal["state", "info", "ask", "task"]
+    topic: Literal["state", "info", "ask", "task", "forget"]  # forget: by the aggregator, without a payload
     device: str
-    job: str  # "" for state and info
+    job: str  # "" for state, info and forget
     payload: bytes
 
 

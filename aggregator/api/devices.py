@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from aggregator import views
+from aggregator import orders, views
 from aggregator.api import examples
 from aggregator.api.bodies import decode, example, json_body, read
 from aggregator.api.etags import mark, match
+from aggregator.api.idempotency import OnceRoute
 from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_name
+from aggregator.callers import caller
 from aggregator.engine import Engine
-from aggregator.errors import NotFoundError
 from aggregator.fleet import DeviceRecord
 from edge_client.wire.limits import JSON_BYTES_MAX
 
@@ -21,6 +22,7 @@ Search = Annotated[
     str | None,
     Query(max_length=100, description="Part of its id, cohort, tags, software, data sets or reasons."),
 ]
+ONE = example(examples.DEVICE)
 Word = Annotated[str | None, Query(max_length=100)]
 
 
@@ -32,14 +34,20 @@ class TagsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def routes(engine: Engine) -> APIRouter:
     """`/devices`."""
-    router = APIRouter(tags=["devices"])
+    router = APIRouter(route_class=OnceRoute, tags=["devices"])
+    _add_reads(router, engine)
+    _add_changes(router, engine)
+    return router
 
+
+def _add_reads(router: APIRouter, engine: Engine) -> None:
     @router.get("/devices", responses=example(examples.page("devices", examples.DEVICE, states={"ready": 1})))
     async def list_devices(
         *,
         state: DeviceStateName | None = None,
         cohort: Word = None,
         tag: Word = None,
+        paused: bool | None = None,
         q: Search = None,
         limit: Limit = LIMIT_DEFAULT,
         cursor: Cursor = None,
@@ -50,7 +58,8 @@ def routes(engine: Engine) -> APIRouter:
             for record in engine.fleet.devices.values()
             if state in (None, record.state)
             and cohort in (None, record.cohort)
-            and (tag is None or tag in engine.tags.of(record.device))
+            and (tag is None or tag in engine.marks.of(record.device).tags)
+            and paused in (None, engine.marks.paused(record.device))
             and (q is None or q.casefold() in _text(engine, record))
         ]
         found.sort(key=lambda record: record.device)
@@ -61,39 +70,62 @@ def routes(engine: Engine) -> APIRouter:
     @router.get("/devices/{device}", responses=example({**examples.DEVICE, "timeline": [examples.MOMENT]}))
     async def show_device(device: str, response: Response) -> dict[str, Any]:
         """One device: what it is, what it does for each job, and what it lately did, newest first."""
-        record = _find(engine, device)
-        mark(response, engine.tags.revision(device))
+        record = orders.find(engine, device)
+        mark(response, engine.marks.revision(device))
         timeline = [msgspec.to_builtins(moment) for moment in engine.journal.timeline(device)]
         return {**views.device(engine, record), "timeline": timeline}
 
+
+def _add_changes(router: APIRouter, engine: Engine) -> None:
     @router.put(
         "/devices/{device}/tags",
         openapi_extra=json_body(TagsBody, {"tags": ["lab", "building 7"]}),
-        responses=example(examples.DEVICE),
+        responses=ONE,
     )
     async def tag_device(device: str, request: Request, response: Response) -> dict[str, Any]:
         """Replace a device's tags."""
-        record = _find(engine, device)
+        orders.find(engine, device)
         body = decode(await read(request, JSON_BYTES_MAX), TagsBody)
-        match(request, engine.tags.revision(device))
-        await engine.tags.put(device, body.tags)
-        engine.stream.publish("device", {"device": device, "kind": "tags", "tags": engine.tags.of(device)})
-        mark(response, engine.tags.revision(device))
-        return views.device(engine, record)
+        match(request, engine.marks.revision(device))
+        await orders.tag(engine, device, body.tags)
+        return _shown(engine, device, response)
 
-    return router
+    @router.post("/devices/{device}/pause", responses=ONE)
+    async def pause_device(device: str, request: Request, response: Response) -> dict[str, Any]:
+        """Give a device no more work; what it trains now it may finish. Again is harmless."""
+        orders.find(engine, device)
+        match(request, engine.marks.revision(device))
+        await orders.pause(engine, device, caller(request).name)
+        return _shown(engine, device, response)
+
+    @router.post("/devices/{device}/resume", responses=ONE)
+    async def resume_device(device: str, request: Request, response: Response) -> dict[str, Any]:
+        """Let a device work again: it gets a place after its next ask. Again is harmless."""
+        orders.find(engine, device)
+        match(request, engine.marks.revision(device))
+        await orders.resume(engine, device, caller(request).name)
+        return _shown(engine, device, response)
+
+    @router.post("/devices/{device}/forget", responses=ONE)
+    async def forget_device(device: str, request: Request) -> dict[str, Any]:
+        """Remove what is known of a device that is not connected; the answer is what was. Its updates stay folded."""
+        before = views.device(engine, orders.find(engine, device))
+        match(request, engine.marks.revision(device))
+        await orders.forget(engine, device)
+        return before
 
 
-def _find(engine: Engine, device: str) -> DeviceRecord:
-    record = engine.fleet.devices.get(device)
-    if record is None:
-        raise NotFoundError(f"no device named {device[:80]} ever spoke")
-    return record
+def _shown(engine: Engine, device: str, response: Response) -> dict[str, Any]:
+    mark(response, engine.marks.revision(device))
+    return views.device(engine, orders.find(engine, device))
 
 
 def _text(engine: Engine, record: DeviceRecord) -> str:
     """What a search looks into."""
-    words = [record.device, record.cohort, *engine.tags.of(record.device)]
+    mark = engine.marks.of(record.device)
+    words = [record.device, record.cohort, *mark.tags]
+    if mark.paused is not None:
+        words.append(f"paused by {mark.paused.by}")
     if record.info is not None:
         words += [record.info.software, record.info.arch, *(data.name for data in record.info.datasets)]
     words += [task.status.reason for task in record.tasks.values() if task.status is not None]

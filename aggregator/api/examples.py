@@ -94,6 +94,7 @@ DEVICE: dict[str, Any] = {
         }
     },
     "tags": ["building 7", "lab"],
+    "paused": {"by": "ci", "at": AT},
 }
 MOMENT: dict[str, Any] = {
     "at": AT,

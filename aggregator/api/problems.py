@@ -14,15 +14,18 @@ from broker_bridge.ports import Conflict, PortError, StorageFull
 STATUS = {  # the rest: 422
     "not_found": 404,
     "exists": 409,
+    "connected": 409,
     "ended": 409,
     "in_use": 409,
     "key_reused": 409,
     "paused": 409,
     "running": 409,
+    "not_promoted": 409,
     "not_stored": 410,
     "stale_etag": 412,
     "too_large": 413,
     "damaged": 500,
+    "busy": 503,
     "not_ready": 503,
     "too_many_viewers": 503,
 }

@@ -29,7 +29,12 @@ BYTES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-s
 def routes(engine: Engine) -> APIRouter:
     """`/jobs/{name}/versions` and `/jobs/{name}/model`."""
     router = APIRouter(route_class=OnceRoute, tags=["versions"])
+    _add_reads(router, engine)
+    _add_changes(router, engine)
+    return router
 
+
+def _add_reads(router: APIRouter, engine: Engine) -> None:
     @router.get("/jobs/{name}/versions", responses=example(examples.page("versions", examples.VERSION)))
     async def list_versions(
         name: str, limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None, order: Order = "oldest"
@@ -58,16 +63,6 @@ def routes(engine: Engine) -> APIRouter:
         )
         return {"digest": digest, **manifest}
 
-    @router.post("/jobs/{name}/versions/{number}/promote", responses=example(examples.VERSION))
-    async def promote_version(name: str, number: int, request: Request, response: Response) -> dict[str, Any]:
-        """Have this version exported and answered as the job's model by default; devices go on with the newest."""
-        job = views.find_job(engine, name)
-        _stored(job, views.find_version(job, number).version)
-        match(request, engine.store.revision(name))
-        await engine.promote(name, number)
-        mark(response, engine.store.revision(name))
-        return views.version(job, views.find_version(job, number))
-
     @router.get("/jobs/{name}/model", response_class=Response, responses=BYTES)
     async def download_model(
         name: str, version: Annotated[int | None, Query()] = None, kind: Format = "fp32"
@@ -82,7 +77,28 @@ def routes(engine: Engine) -> APIRouter:
         headers = {"X-Fedfleet-Version": str(number)}
         return Response(data, media_type="application/octet-stream", headers=headers)
 
-    return router
+
+def _add_changes(router: APIRouter, engine: Engine) -> None:
+    @router.post("/jobs/{name}/versions/{number}/promote", responses=example(examples.VERSION))
+    async def promote_version(name: str, number: int, request: Request, response: Response) -> dict[str, Any]:
+        """Have this version exported and answered as the job's model by default; devices go on with the newest."""
+        job = views.find_job(engine, name)
+        _stored(job, views.find_version(job, number).version)
+        match(request, engine.store.revision(name))
+        await engine.promote(name, number)
+        mark(response, engine.store.revision(name))
+        return views.version(job, views.find_version(job, number))
+
+    @router.post("/jobs/{name}/unpromote", responses=example(examples.JOB))
+    async def unpromote_version(name: str, request: Request, response: Response) -> dict[str, Any]:
+        """Take the promotion back: the newest is exported again, and the version is kept no longer than others."""
+        job = views.find_job(engine, name)
+        match(request, engine.store.revision(name))
+        if job.promoted is None:
+            raise RefusedError("not_promoted", f"no version of {name} is promoted")
+        await engine.promote(name, None)
+        mark(response, engine.store.revision(name))
+        return views.job(engine, name)
 
 
 async def _exported(engine: Engine, job: Job, number: int, kind: Literal["fp32", "int8"]) -> bytes:

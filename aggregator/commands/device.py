@@ -1,4 +1,4 @@
-"""`fedfleet device list` and `device show`: what a server knows of its devices."""
+"""`fedfleet device list`, `show`, `pause`, `resume` and `forget`: what a server knows of its devices."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -24,13 +24,14 @@ from aggregator.sdk import Fleet
 @click.option("--state", type=click.Choice(["ready", "disconnected", "lost", "unknown"]), help="Only these.")
 @click.option("--cohort", help="Only devices of this cohort.")
 @click.option("--tag", help="Only devices with this tag.")
+@click.option("--paused/--not-paused", default=None, help="Only devices that are paused, or are not.")
 @click.option(
     "--search", "q", help="Only those with this text in id, cohort, tags, software, data sets or reasons."
 )
 @watch_option
 @asks_server
 @json_option
-def list_devices(*, fleet: Fleet, watch: bool, as_json: bool, **filters: str | None) -> None:
+def list_devices(*, fleet: Fleet, watch: bool, as_json: bool, **filters: Any) -> None:
     """List the devices that ever spoke to a server."""
     if as_json:
         print_json(fleet.devices(**filters))
@@ -54,6 +55,7 @@ def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
     for label, value in (
         ("device", f"{found['device']} ({found['state']})"),
         ("seen", _time(found["seen"])),
+        ("paused", _paused(found) or "no"),
         ("cohort", found["cohort"]),
         ("tags", ", ".join(found["tags"]) or "none"),
         ("software", f"{info.get('software', 'unknown')} {info.get('arch', '')}"),
@@ -64,6 +66,43 @@ def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
     console.print(_rows(("job", "task", "reason", "accepted", "rejected"), _tasks(found)))
     timeline = ((_time(m["at"]), m["kind"], m["job"], m["what"], m["detail"]) for m in found["timeline"])
     console.print(_rows(("when", "what", "job", "", ""), timeline))
+
+
+@click.command("pause", epilog="Example: fedfleet device pause watch-7\n\n" + EXIT_CODES)
+@click.argument("device")
+@asks_server
+@json_option
+def pause_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Give DEVICE no more work until it is resumed; what it trains now it may finish."""
+    _say(fleet.pause(device), f"{device} is paused; it gets no more work", as_json=as_json)
+
+
+@click.command("resume", epilog="Example: fedfleet device resume watch-7\n\n" + EXIT_CODES)
+@click.argument("device")
+@asks_server
+@json_option
+def resume_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Let DEVICE work again: it gets a place after its next ask."""
+    _say(fleet.resume(device), f"{device} may work again", as_json=as_json)
+
+
+@click.command("forget", epilog="Example: fedfleet device forget watch-7\n\n" + EXIT_CODES)
+@click.argument("device")
+@asks_server
+@json_option
+def forget_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Remove what the server knows of DEVICE, which must not be connected. Its updates stay in the versions.
+
+    Should it come back it is a new device.
+    """
+    _say(fleet.forget(device), f"{device} is forgotten", as_json=as_json)
+
+
+def _say(found: dict[str, Any], text: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(text)
 
 
 def _table(devices: list[dict[str, Any]]) -> Table | str:
@@ -84,13 +123,19 @@ def _tasks(found: dict[str, Any]) -> Iterable[tuple[str, ...]]:
 
 
 def _doing(found: dict[str, Any]) -> str:
-    """Its last word on each job, with the reason where there is one."""
-    words = []
+    """Who paused it, and its last word on each job, with the reason where there is one."""
+    words = [_paused(found)] if found["paused"] else []
     for job, task in sorted(found["tasks"].items()):
         if task["status"] is not None:
             reason = f" ({task['status']['reason']})" if task["status"]["reason"] else ""
             words.append(f"{job}: {task['status']['state']}{reason}")
     return "; ".join(words)
+
+
+def _paused(found: dict[str, Any]) -> str:
+    """Why it gets no work, "" when it may."""
+    pause = found["paused"]
+    return f"paused by {pause['by']} {_time(pause['at'])}" if pause else ""
 
 
 def _rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:

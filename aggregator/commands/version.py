@@ -10,7 +10,7 @@ from aggregator.sdk import Fleet
 
 @click.group(epilog="Example: fedfleet version list exercise\n\n" + EXIT_CODES)
 def version() -> None:
-    """Look at the versions of a job, and promote one."""
+    """Look at the versions of a job, promote one, take that back."""
 
 
 @version.command("list", epilog="Example: fedfleet version list exercise --limit 50\n\n" + EXIT_CODES)
@@ -45,3 +45,16 @@ def promote(job: str, number: int, *, fleet: Fleet, as_json: bool) -> None:
         print_json(promoted)
     else:
         click.echo(f"version {number} of {job} is promoted")
+
+
+@version.command(epilog="Example: fedfleet version unpromote exercise\n\n" + EXIT_CODES)
+@click.argument("job")
+@asks_server
+@json_option
+def unpromote(job: str, *, fleet: Fleet, as_json: bool) -> None:
+    """Take the promotion back: the newest version of JOB is exported again unless another is asked for."""
+    facts = fleet.job(job).unpromote()
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"no version of {job} is promoted; the newest is {facts['version']}")

@@ -81,9 +81,10 @@ class AsyncFleet:
         cohort: str | None = None,
         tag: str | None = None,
         q: str | None = None,
+        paused: bool | None = None,
     ) -> list[Record]:
         """As `Fleet.devices`."""
-        return await self._wire.all(calls.devices(state, cohort, tag, q))
+        return await self._wire.all(calls.devices(state, cohort, tag, q, paused=paused))
 
     async def device(self, device: str) -> Record:
         """One device with its timeline."""
@@ -92,6 +93,18 @@ class AsyncFleet:
     async def tag(self, device: str, tags: Iterable[str]) -> Record:
         """Replace a device's tags."""
         return await self._wire.do(calls.tag(device, list(tags)))
+
+    async def pause(self, device: str) -> Record:
+        """Give a device no more work; what it trains now it may finish."""
+        return await self._wire.do(calls.order(device, "pause"))
+
+    async def resume(self, device: str) -> Record:
+        """Let a device work again."""
+        return await self._wire.do(calls.order(device, "resume"))
+
+    async def forget(self, device: str) -> Record:
+        """Remove what is known of a device that is not connected; what was known of it. Its updates stay folded."""
+        return await self._wire.do(calls.order(device, "forget"))
 
     async def updates(self, *, verdict: str | None = None, job: str | None = None) -> list[Record]:
         """Verdicts on the newest updates, newest first."""
@@ -131,6 +144,10 @@ class AsyncJob:
     async def promote(self, version: int) -> Record:
         """Have this version given by default; the version."""
         return await self._wire.do(calls.post(f"{self._path}/versions/{version}/promote"))
+
+    async def unpromote(self) -> Record:
+        """Have the newest version given again; the job's facts."""
+        return await self._facts(calls.post(f"{self._path}/unpromote"))
 
     async def pause(self) -> Record:
         """Assign no more devices."""

@@ -116,6 +116,11 @@ def tag(device: str, tags: list[str]) -> Call[Record]:
     return Call("PUT", f"{device_path(device)}/tags", record, body={"tags": tags})
 
 
+def order(device: str, what: str) -> Call[Record]:
+    """Pause, resume or forget a device."""
+    return post(f"{device_path(device)}/{what}")
+
+
 def model(job: str, kind: str, version: int | None) -> Call[tuple[int, bytes]]:
     """A model: its version and ONNX bytes."""
     params: Query = {"format": kind} | ({} if version is None else {"version": version})
@@ -132,9 +137,12 @@ def newest(job: str, count: int) -> Call[list[Record]]:
     return Call("GET", f"{job}/versions", lambda answer: list(record(answer)["versions"]), params)
 
 
-def devices(state: str | None, cohort: str | None, tag: str | None, q: str | None) -> Listing:
+def devices(
+    state: str | None, cohort: str | None, tag: str | None, q: str | None, *, paused: bool | None
+) -> Listing:
     """Devices that all filters let through."""
-    return Listing("/devices", "devices", given(state=state, cohort=cohort, tag=tag, q=q))
+    flag = None if paused is None else str(paused).lower()
+    return Listing("/devices", "devices", given(state=state, cohort=cohort, tag=tag, q=q, paused=flag))
 
 
 def updates(verdict: str | None, job: str | None) -> Listing:

@@ -145,9 +145,10 @@ class Fleet:
         cohort: str | None = None,
         tag: str | None = None,
         q: str | None = None,
+        paused: bool | None = None,
     ) -> list[Record]:
         """Devices by id; filters hold together, `q` is text in ids, tags, software, data sets and reasons."""
-        return self._wire.all(calls.devices(state, cohort, tag, q))
+        return self._wire.all(calls.devices(state, cohort, tag, q, paused=paused))
 
     def device(self, device: str) -> Record:
         """One device with its timeline."""
@@ -156,6 +157,18 @@ class Fleet:
     def tag(self, device: str, tags: Iterable[str]) -> Record:
         """Replace a device's tags."""
         return self._wire.do(calls.tag(device, list(tags)))
+
+    def pause(self, device: str) -> Record:
+        """Give a device no more work; what it trains now it may finish."""
+        return self._wire.do(calls.order(device, "pause"))
+
+    def resume(self, device: str) -> Record:
+        """Let a device work again."""
+        return self._wire.do(calls.order(device, "resume"))
+
+    def forget(self, device: str) -> Record:
+        """Remove what is known of a device that is not connected; what was known of it. Its updates stay folded."""
+        return self._wire.do(calls.order(device, "forget"))
 
     def updates(self, *, verdict: str | None = None, job: str | None = None) -> list[Record]:
         """Verdicts on the newest updates, newest first."""

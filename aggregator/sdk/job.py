@@ -65,6 +65,10 @@ class Job:
         """Have this version given by default; the version."""
         return self._wire.do(calls.post(f"{self._path}/versions/{version}/promote"))
 
+    def unpromote(self) -> Record:
+        """Have the newest version given again; the job's facts."""
+        return self._facts(calls.post(f"{self._path}/unpromote"))
+
     def pause(self) -> Record:
         """Assign no more devices."""
         return self._facts(calls.post(f"{self._path}/pause"))

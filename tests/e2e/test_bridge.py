@@ -358,3 +358,20 @@ def test_older_protocol_is_fallen_back_to(rig, tools):
     rig.start_bridge(port=rig.broker.port_v311)
     device = rig.device("pi-14")
     assert device.verdict(device.uid(1), tools.update(device.uid(1))).verdict == "accepted"
+
+
+def test_the_birth_of_a_forgotten_device_is_cleared(rig, tools):
+    """A cell of its retained topic that was emptied and dropped clears the topic, and is no message of the device."""
+    birth = topics.state("pi-15")
+    watcher = rig.device("watcher", birth)
+    rig.device("pi-15")._client.publish(birth, messages.encode(DeviceState("lost", 1)), 1, retain=True)
+    assert watcher.inbox.get(timeout=10)[1] != b""
+    rig.swing(cells.down_key(birth), b"")
+    rig.drop(cells.down_key(birth))
+    assert watcher.inbox.get(timeout=10)[1] == b""
+    late = rig.device("late", birth)
+    rig.device("pi-15b").send(birth, b"not retained")
+    said = iter(lambda: late.inbox.get(timeout=10)[1], b"not retained")
+    assert set(said) <= {b""}, "clearing may come twice, and nothing else comes"
+    tools.until(lambda: rig.counters().rejected == {"bad_message": 1}, "only that is refused")
+    assert [records.decode(records.EventRecord, e.body).topic for e in rig.entries("pi-15")] == ["state"]

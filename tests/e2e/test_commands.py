@@ -303,6 +303,8 @@ def test_versions_devices_and_events_are_listed(up, bundle):
     assert [v["version"] for v in up.json("version", "list", "listed")] == [0]
     assert "promoted" in up.run("version", "promote", "listed", 0).stdout
     assert "promoted: version 0" in up.run("version", "list", "listed").stdout
+    assert "newest is 0" in up.run("version", "unpromote", "listed").stdout
+    assert "no version of listed is promoted" in up.run("version", "unpromote", "listed", code=1).stderr
     assert "no version 7" in up.run("version", "promote", "listed", 7, code=1).stderr
     assert "no such devices" in up.run("device", "list", "--state", "ready", "--search", "nobody").stdout
     assert up.json("device", "list") == []

@@ -1,6 +1,7 @@
 """The SDK against a real server: the synchronous and the asynchronous fleet, errors, events, a fleet on this machine."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -70,6 +71,8 @@ def test_a_model_is_federated_in_one_call(fleet, server, bundle, tmp_path):
     onnxruntime.InferenceSession(trained.save(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     job.promote(1)
     assert job.model().version == 1
+    assert job.unpromote()["promoted_version"] is None
+    assert job.model().version == 3
     assert "one" in repr(job)
     assert "<table>" in job._repr_html_()
     assert "<svg" not in view.html(facts, [])
@@ -221,6 +224,29 @@ def test_devices_are_shown_at_the_command_line(fleet, server):
     assert "[red]�[2Jno�" in shown
     assert "\x1b" not in shown + listed
     assert "birth" in shown
+
+
+def test_devices_are_paused_resumed_and_forgotten(fleet, server):
+    """The SDK, both ways, and the commands do the same things to a device, and say who paused it."""
+    server.say("ordered", "state", DeviceState("lost", 1))
+    until(lambda: fleet.devices(q="ordered"), "it spoke")
+    assert fleet.pause("ordered")["paused"]["by"] == "local"
+    assert [d["device"] for d in fleet.devices(paused=True)] == ["ordered"]
+    listed = fedfleet("device", "list", "--paused", "--server", fleet.url).stdout
+    assert "paused by local" in listed
+
+    async def main():
+        async with AsyncFleet(fleet.url) as other:
+            assert (await other.resume("ordered"))["paused"] is None
+            assert (await other.pause("ordered"))["paused"] is not None
+
+    asyncio.run(main())
+    assert "may work again" in fedfleet("device", "resume", "ordered", "--server", fleet.url).stdout
+    assert "is paused" in fedfleet("device", "pause", "ordered", "--server", fleet.url).stdout
+    forgotten = fedfleet("device", "forget", "ordered", "--server", fleet.url, "--json").stdout
+    assert json.loads(forgotten)["device"] == "ordered"
+    gone = fedfleet("device", "forget", "ordered", "--server", fleet.url, code=1).stderr
+    assert "no device named ordered" in gone
 
 
 def test_importing_the_sdk_loads_no_library():

@@ -124,6 +124,7 @@ def test_the_examples_have_the_fields_of_real_answers(drive, bundle):
             "/audit": examples.page("audit", examples.AUDIT),
         }
         async with site.api() as api:
+            await api.post("/devices/dev-1/pause")
             await api.post("/jobs/job/pause")
             for path, example in shown.items():
                 assert fields(example) == fields((await api.get(path)).json()), path

@@ -194,6 +194,28 @@ def test_the_promoted_version_is_kept_and_is_the_model_by_default(drive, bundle)
     drive(body)
 
 
+def test_a_promotion_is_taken_back(drive, bundle):
+    """Without it the newest version is exported, and the one that was promoted goes with the others of its age."""
+
+    async def body(site):
+        job = await site.start_job(bundle, buffer_size=1, staleness_max=0)
+        async with site.api() as api:
+            refused(await api.post("/jobs/job/unpromote"), 409, "not_promoted")
+            await site.update("dev-1", 0)
+            await site.step()
+            seen = (await api.get("/jobs/job")).headers["ETag"]
+            await api.post("/jobs/job/versions/1/promote")
+            refused(await api.post("/jobs/job/unpromote", headers={"If-Match": seen}), 412, "stale_etag")
+            assert (await api.post("/jobs/job/unpromote")).json()["promoted_version"] is None
+            for seed in range(1, 12):
+                await site.update("dev-1", seed)
+                await site.step()
+            assert (await api.get("/jobs/job/model")).headers["X-Fedfleet-Version"] == "12"
+            assert 1 not in job.recent
+
+    drive(body)
+
+
 def test_versions_form_a_chain(drive, bundle):
     """I3: each version names the manifest of its parent, and its own says which log ranges it holds."""
 
