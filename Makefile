@@ -10,6 +10,8 @@
 # make bench-aggregation  strategies, stragglers, attacks and folds on a simulated fleet, more than an hour
 # make bench-downlink   accuracy against bytes down, some half an hour
 # make bench-api    latency of reads over HTTP with 10 000 devices stored, about a minute
+# make dashboard        build the dashboard anew (needs node and npm; what is built is committed, so nobody else does)
+# make screens          the screenshots of docs/screens, with a live fleet, some two minutes (needs chromium)
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
@@ -18,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-pi chaos check bench bench-training bench-aggregation bench-downlink bench-simulation \
-  bench-codec bench-api fuzz clean system-packages
+  bench-codec bench-api fuzz dashboard screens clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -82,6 +84,12 @@ bench-codec: $(VENV)/test
 	@$(PIP) --group bench
 	@$(BIN)/python bench/codec.py --out bench/results/codec.json
 
+dashboard:
+	@cd aggregator/dashboard/source && npm ci --no-fund --no-audit && npm run build
+
+screens: $(VENV)/test
+	@$(BIN)/python -m tests.browser.screens
+
 clean:
 	rm -rf $(VENV) .demo .pi
 
@@ -112,9 +120,12 @@ $(BIN)/pip:
 	  fi
 	@$(PYTHON) -m venv $(VENV)
 
-# Without root the mosquitto tests are skipped, with the reason in pytest's summary.
+# Without root the tests of mosquitto and of the dashboard are skipped, with the reason in pytest's summary.
 system-packages:
 	@if ! command -v mosquitto >/dev/null && ! [ -x /usr/sbin/mosquitto ] && [ "$$(id -u)" = 0 ] \
 	  && command -v apt-get >/dev/null; then \
 	  echo "installing mosquitto …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto >/dev/null; \
+	fi
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	fi

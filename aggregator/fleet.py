@@ -33,13 +33,19 @@ class Fleet:
 
     def __init__(self, devices: dict[str, DeviceRecord] | None = None) -> None:
         self.devices = devices or {}
+        self.touched: dict[
+            str, int
+        ] = {}  # by device, a number that grows with each change: who shows them redraws those
+        self._changes = 0
 
     def device(self, device: str, at: float) -> DeviceRecord:
-        """The record of a device that spoke at Unix time `at`."""
+        """The record of a device that spoke at Unix time `at`, about to be changed."""
         record = self.devices.get(device)
         if record is None:
             record = self.devices[device] = DeviceRecord(device)
         record.seen = max(record.seen, at)
+        self._changes += 1
+        self.touched[device] = self._changes
         return record
 
     def task(self, device: str, job: str, at: float) -> TaskRecord:

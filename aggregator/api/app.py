@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from aggregator.api import bundles, devices, events, jobs, metrics, service, updates, versions
+from aggregator.api import bundles, devices, events, fleet, jobs, metrics, service, site, updates, versions
 from aggregator.api.gate import Gate
 from aggregator.api.idempotency import Answers
 from aggregator.api.problems import PROBLEMS, answer_with_problems
@@ -31,9 +31,10 @@ def create_app(engine: Engine, *, loopback: bool = True, rates: Rates | None = N
     )
     app.state.answers = Answers()
     answer_with_problems(app)
-    for part in (service, bundles, devices, jobs, versions, updates, events):
+    for part in (service, fleet, bundles, devices, jobs, versions, updates, events):
         app.include_router(part.routes(engine), prefix=PREFIX)
     app.include_router(metrics.routes(engine))
+    app.include_router(site.routes())
     gate: Any = Gate
     app.add_middleware(
         gate, engine=engine, tokens=Tokens(engine.ports.heads), loopback=loopback, rates=rates or Rates()

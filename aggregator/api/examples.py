@@ -139,6 +139,48 @@ PARTICIPATION: dict[str, Any] = {
     "updates": 68,
     "devices": [{"device": "watch-7", "updates": 9, "share": 0.13, "rejected": {"stale": 1}}],
 }
+ME: dict[str, Any] = {"name": "ci", "role": "operator"}
+FLEET: dict[str, Any] = {
+    "at": AT,
+    "devices": {
+        "total": 16,
+        "states": {"ready": 15, "lost": 1},
+        "doings": {"training": 8, "waiting": 5, "declined": 2, "away": 1},
+        "declined": [{"reason": "on battery", "devices": 2}],
+        "software": [{"software": "0.1.0", "devices": 16}],
+    },
+    "updates": {"accepted": 68, "rejected": 1, "codes": {"stale": 1}, "minutes": [0, 12, 16]},
+    "cost": {"updates": 68, "bytes_up": 98000, "bytes_dense": 6690928},
+    "alerts": [{"level": "warn", "text": "1 device is lost.", "job": "", "state": "lost", "doing": ""}],
+}
+WHY: dict[str, Any] = {
+    "because": [{"job": "exercise", "training": False, "text": "It declined: on battery."}],
+}
+ROW: dict[str, Any] = {
+    "device": "watch-7",
+    "state": "ready",
+    "doing": "declined",
+    "job": "exercise",
+    "reason": "on battery",
+    "seen": AT,
+    "cohort": "all",
+    "tags": ["building 7", "lab"],
+    "software": "0.1.0",
+    "accepted": 9,
+    "rejected": 1,
+}
+ROWS: dict[str, Any] = {
+    "total": 1,
+    "devices": [ROW],
+    "facets": {
+        "state": {"ready": 1},
+        "doing": {"declined": 1},
+        "reason": {"on battery": 1},
+        "cohort": {"all": 1},
+        "tag": {"building 7": 1, "lab": 1},
+        "software": {"0.1.0": 1},
+    },
+}
 
 
 def page(field: str, item: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aggregator.api import site
 from aggregator.api.problems import problem
 from aggregator.api.rate import Rates
 from aggregator.audit import AuditEntry
@@ -82,7 +83,7 @@ class Gate:
                     "gives its name this address reads nothing; create a token: fedfleet token create",
                 )
             return LOCAL
-        if request.url.path in OPEN_PATHS and token is None:
+        if token is None and (request.url.path in OPEN_PATHS or site.is_public(request.url.path)):
             return None
         found = await self._tokens.find(token)
         wanted = needed(request.method, request.url.path)
@@ -120,8 +121,10 @@ class _Answer:
         """Pass a part of the answer on."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers[name] = value
+            own = site.HEADERS if site.is_public(self._request.url.path) else {}
+            for name, value in {**HEADERS, **own}.items():
+                if name != "Cache-Control" or not own or name not in headers:  # assets may be kept
+                    headers[name] = value
             if self._request.method not in SAFE and message["status"] < 400:
                 await self._note(message["status"])
         await self._send(message)

@@ -19,6 +19,11 @@ from tests.e2e.server import TRACEBACK, WAIT_S, Aggregator, small_bundle
 
 HOSTILE = ("..%2F..%2Ffleet.db", "x", "A" * 64, "0" * 63, "0" * 4000, "%00", "%2e%2e", "0" * 64)
 ROUTES = {
+    ("get", "/me"),
+    ("get", "/fleet"),
+    ("get", "/fleet/devices"),
+    ("get", "/fleet/why/{device}"),
+    ("post", "/fleet/tags"),
     ("get", "/health"),
     ("get", "/ready"),
     ("put", "/devices/{device}/tags"),

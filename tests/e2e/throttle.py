@@ -24,14 +24,22 @@ class Throttle:
         self._threads = []
         self._start(self._accept)
 
+    def cut(self):
+        """Break every connection; new ones are taken."""
+        self._shut(*self._sockets)
+        self._sockets.clear()
+
     def close(self):
         """End every connection and thread."""
-        for each in (self._listener, *self._sockets):
+        self._shut(self._listener, *self._sockets)
+        for thread in self._threads:
+            thread.join(5)
+
+    def _shut(self, *sockets):
+        for each in sockets:
             with contextlib.suppress(OSError):  # it is closed already
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
-        for thread in self._threads:
-            thread.join(5)
 
     def _start(self, run, *arguments):
         thread = threading.Thread(target=run, args=arguments, daemon=True)

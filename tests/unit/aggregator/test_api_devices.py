@@ -119,6 +119,8 @@ def test_the_examples_have_the_fields_of_real_answers(drive, bundle):
             "/bundles": examples.page("bundles", examples.BUNDLE),
             "/devices": examples.page("devices", examples.DEVICE, states={"ready": 1}),
             "/devices/dev-1": {**examples.DEVICE, "timeline": [examples.MOMENT]},
+            "/me": examples.ME,
+            "/fleet/why/dev-1": examples.WHY,
             "/updates": examples.page("updates", examples.VERDICT),
             "/events/recent?kinds=audit": examples.page("events", examples.EVENT),
             "/audit": examples.page("audit", examples.AUDIT),

@@ -1,0 +1,282 @@
+// The fleet at one look.
+import { get } from "../api";
+import { bytes, count, percent, plural, significant } from "../format";
+import { Bars } from "../parts/bars";
+import { Ago } from "../parts/clock";
+import { JobCurve } from "../parts/curve";
+import { type Figure, Figures } from "../parts/figures";
+import { Icon } from "../parts/icon";
+import { Empty, Loaded } from "../parts/loaded";
+import { Panel } from "../parts/panel";
+import { Status } from "../parts/status";
+import { useResource } from "../resource";
+import { href } from "../route";
+import type { Alert, FleetSummary, Job, Version } from "../types";
+import { Head } from "./head";
+
+interface Seen {
+  fleet: FleetSummary;
+  jobs: Job[];
+  shown: Job | null;
+  versions: Version[];
+}
+
+const CURVE_VERSIONS = 400;
+const NEWEST_VERSIONS = 5;
+
+export function Overview() {
+  const seen = useResource<Seen>("overview", read);
+  return (
+    <>
+      <Head title="Overview" />
+      <Loaded from={seen}>
+        {({ fleet, jobs, shown, versions }) => (
+          <>
+            <Figures of={figures(fleet)} />
+            <div class="columns wide-left">
+              <div>
+                {shown ? (
+                  <Panel
+                    title={shown.name}
+                    note={<JobLine job={shown} />}
+                    actions={<a href={href(["jobs", shown.name])}>Open the job</a>}
+                  >
+                    <JobCurve versions={versions} height={224} />
+                  </Panel>
+                ) : (
+                  <Panel title="Jobs">
+                    <Empty title="No job yet">
+                      <p>
+                        A job trains a model on the devices. <a href="#/new-job">Start the first</a>, or from a notebook with{" "}
+                        <code>fleet.federate(model, …)</code>.
+                      </p>
+                    </Empty>
+                  </Panel>
+                )}
+                <Panel title="Updates folded, by minute" note={`${count(last(fleet.updates.minutes, 60))} in the last hour`}>
+                  <Rate minutes={fleet.updates.minutes} />
+                </Panel>
+              </div>
+              <div>
+                <Panel title="Needs attention" flush urgent>
+                  <Alerts of={fleet.alerts} />
+                </Panel>
+                {jobs.length > 0 && (
+                  <Panel title="Jobs" flush actions={<a href="#/jobs">All jobs</a>}>
+                    <JobList jobs={jobs} />
+                  </Panel>
+                )}
+                {shown && versions.length > 0 && (
+                  <Panel title="Newest versions" flush actions={<a href={href(["jobs", shown.name, "versions"])}>All versions</a>}>
+                    <VersionList versions={versions.slice(-NEWEST_VERSIONS).reverse()} />
+                  </Panel>
+                )}
+                <Panel title="Software" flush>
+                  <SoftwareList fleet={fleet} />
+                </Panel>
+              </div>
+            </div>
+          </>
+        )}
+      </Loaded>
+    </>
+  );
+}
+
+async function read(signal: AbortSignal): Promise<Seen> {
+  const [fleet, { jobs }] = await Promise.all([
+    get<FleetSummary>("/fleet", {}, signal),
+    get<{ jobs: Job[] }>("/jobs", { limit: 1000 }, signal),
+  ]);
+  const order = [...jobs].sort((a, b) => rank(a) - rank(b) || b.created_at - a.created_at);
+  const shown = order[0] ?? null;
+  if (!shown) return { fleet, jobs: order, shown, versions: [] };
+  const path = `/jobs/${encodeURIComponent(shown.name)}/versions`;
+  const { versions } = await get<{ versions: Version[] }>(path, { order: "newest", limit: CURVE_VERSIONS }, signal);
+  return { fleet, jobs: order, shown, versions: versions.reverse() };
+}
+
+function rank(job: Job): number {
+  return job.state === "ended" ? 1 : 0;
+}
+
+function last(minutes: number[], number: number): number {
+  return minutes.slice(-number).reduce((sum, value) => sum + value, 0);
+}
+
+function figures({ devices, updates, cost }: FleetSummary): Figure[] {
+  const { states, doings } = devices;
+  const late = doings.late ?? 0;
+  const lost = states.lost ?? 0;
+  const rate = last(updates.minutes, 5) / 5;
+  return [
+    {
+      label: "Online",
+      value: count(states.ready ?? 0),
+      unit: `of ${count(devices.total)}`,
+      href: href(["devices"], { state: "ready" }),
+      note: states.disconnected ? `${count(states.disconnected)} signed off` : undefined,
+    },
+    {
+      label: "Training",
+      value: count(doings.training ?? 0),
+      href: href(["devices"], { doing: "training" }),
+      note: doings.waiting ? `${count(doings.waiting)} wait for a place` : undefined,
+    },
+    { label: "Late", value: count(late), href: href(["devices"], { doing: "late" }), tone: late ? "warn" : undefined },
+    { label: "Lost", value: count(lost), href: href(["devices"], { state: "lost" }), tone: lost ? "bad" : undefined },
+    {
+      label: "Updates",
+      value: significant(rate, rate < 10 ? 2 : 3),
+      unit: "a minute",
+      href: "#/updates",
+      note: updates.rejected ? `${percent(updates.rejected / (updates.accepted + updates.rejected))} rejected lately` : undefined,
+    },
+    {
+      label: "Uplink",
+      value: bytes(cost.bytes_up),
+      note: cost.bytes_up ? `${count(Math.round(cost.bytes_dense / cost.bytes_up))} times less than dense` : undefined,
+    },
+  ];
+}
+
+function Rate({ minutes }: { minutes: number[] }) {
+  const ticks = new Set([0, 15, 30, 45, minutes.length - 1]);
+  return (
+    <Bars
+      dense
+      of={minutes.map((value, index) => {
+        const ago = minutes.length - 1 - index;
+        const when = ago === 0 ? "now" : `${ago} min ago`;
+        return { label: ticks.has(index) ? (ago === 0 ? "now" : `−${ago}`) : "", value, hint: `${when}: ${plural(value, "update")}` };
+      })}
+      axis={`minutes · the most was ${count(Math.max(0, ...minutes))} in one`}
+      summary={`Updates that went into versions, by minute: ${count(last(minutes, 60))} in the last hour, ${count(last(minutes, 1))} in this minute.`}
+    />
+  );
+}
+
+function Alerts({ of }: { of: Alert[] }) {
+  if (of.length === 0) {
+    return (
+      <p class="all-well">
+        <Icon name="check" /> All is well.
+      </p>
+    );
+  }
+  return (
+    <ul class="alerts">
+      {of.map((alert) => (
+        <li key={alert.text} class={alert.level}>
+          <Icon name={alert.level === "note" ? "note" : "bad"} />
+          <span>
+            {alert.text} <AlertLink alert={alert} />
+          </span>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+function AlertLink({ alert }: { alert: Alert }) {
+  if (alert.job) return <a href={href(["jobs", alert.job])}>Open the job</a>;
+  if (alert.state || alert.doing) return <a href={href(["devices"], { state: alert.state, doing: alert.doing })}>Show them</a>;
+  return null;
+}
+
+function JobLine({ job }: { job: Job }) {
+  return (
+    <>
+      <Status of={job.state} /> {job.spec.strategy} on <b>{job.spec.dataset}</b>, version {count(job.version)}
+    </>
+  );
+}
+
+function JobList({ jobs }: { jobs: Job[] }) {
+  return (
+    <table class="compact">
+      <thead>
+        <tr>
+          <th>Job</th>
+          <th>State</th>
+          <th class="right">Version</th>
+          <th class="right">Accuracy</th>
+        </tr>
+      </thead>
+      <tbody>
+        {jobs.slice(0, 6).map((job) => (
+          <tr key={job.name}>
+            <td class="clip">
+              <a href={href(["jobs", job.name])}>{job.name}</a>
+            </td>
+            <td>
+              <Status of={job.state} />
+            </td>
+            <td class="right num">{count(job.version)}</td>
+            <td class="right num">{percent(job.accuracy)}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function VersionList({ versions }: { versions: Version[] }) {
+  return (
+    <table class="compact">
+      <thead>
+        <tr>
+          <th>Version</th>
+          <th class="right">Updates</th>
+          <th class="right">Accuracy</th>
+          <th class="right">Age</th>
+        </tr>
+      </thead>
+      <tbody>
+        {versions.map((version) => (
+          <tr key={version.version}>
+            <td class="num">v{version.version}</td>
+            <td class="right num">{count(version.updates)}</td>
+            <td class="right num">{percent(version.accuracy)}</td>
+            <td class="right">
+              <Ago at={version.at} />
+            </td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function SoftwareList({ fleet }: { fleet: FleetSummary }) {
+  const { software } = fleet.devices;
+  if (software.length === 0) {
+    return (
+      <Empty title="No device yet">
+        <p>
+          A device shows up here when it first speaks: <code>fedfleet device run --config device.toml</code>
+        </p>
+      </Empty>
+    );
+  }
+  return (
+    <table class="compact">
+      <thead>
+        <tr>
+          <th>Version on devices</th>
+          <th class="right">Devices</th>
+        </tr>
+      </thead>
+      <tbody>
+        {software.map((entry) => (
+          <tr key={entry.software}>
+            <td class="clip">
+              <a href={href(["devices"], { software: entry.software === "unknown" ? "" : entry.software })}>{entry.software}</a>
+            </td>
+            <td class="right num">{count(entry.devices)}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}

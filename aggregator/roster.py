@@ -1,0 +1,193 @@
+"""The fleet as a table: a row a device, found by filters, sorted, counted by facet. Pure.
+
+Ten thousand rows are asked for again and again while people scroll and type, so a row is made anew only when its
+device changed.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from aggregator.fleet import DeviceRecord, Fleet, TaskRecord
+from aggregator.marks import Mark
+
+Doing = Literal["training", "late", "waiting", "failed", "paused", "declined", "idle", "away"]
+DOINGS: tuple[Doing, ...] = ("training", "late", "waiting", "failed", "paused", "declined", "idle", "away")
+Sort = Literal["device", "state", "doing", "reason", "cohort", "seen", "accepted", "rejected", "software"]
+FACETS = ("state", "doing", "reason", "cohort", "tag", "software")
+FACET_VALUES_MAX = 50  # of one facet, the most frequent: a list that people choose from
+
+_DOING: dict[str, Doing] = {
+    "training": "training",
+    "pulling": "training",
+    "uploading": "training",
+    "asking": "waiting",
+    "failed": "failed",
+    "declined": "declined",
+}
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One device. `job` is the one that `doing` and `reason` are about, "" for none.
+
+    `due` is the Unix time after which a device that trains is late: it was silent for longer than its lease.
+    """
+
+    device: str
+    state: str
+    doing: Doing
+    job: str
+    reason: str
+    seen: float
+    cohort: str
+    tags: list[str]
+    software: str
+    accepted: int
+    rejected: int
+    due: float | None
+    text: str  # what a search looks into
+
+    def doing_at(self, now: float) -> Doing:
+        """What it does, its lateness at Unix time `now` included."""
+        return "late" if self.due is not None and self.due < now else self.doing
+
+
+class Query(NamedTuple):
+    """Which devices; None and "" let all through."""
+
+    q: str = ""
+    state: str | None = None
+    doing: str | None = None
+    reason: str | None = None
+    cohort: str | None = None
+    tag: str | None = None
+    software: str | None = None
+
+
+class Found(NamedTuple):
+    """Rows in order, and by facet how many devices each value has under the other filters."""
+
+    rows: list[Row]
+    facets: dict[str, Counter[str]]
+
+
+class Roster:
+    """Rows of all devices; `leases_s` are the leases of the jobs that have not ended, by name."""
+
+    def __init__(self) -> None:
+        self._fleet: Fleet | None = None
+        self._leases_s: dict[str, float] = {}
+        self._rows: dict[str, tuple[tuple[int, int], Row]] = {}
+
+    def rows(
+        self,
+        fleet: Fleet,
+        leases_s: Mapping[str, float],
+        marks: Callable[[str], Mark],
+        revision: Callable[[str], int],
+    ) -> list[Row]:
+        """All rows, those that changed since made anew; `revision` grows when somebody changes a device's `marks`."""
+        if fleet is not self._fleet or self._leases_s != leases_s:
+            self._fleet, self._leases_s, self._rows = fleet, dict(leases_s), {}
+        known, touched = self._rows, fleet.touched
+        for name, record in fleet.devices.items():
+            mark = (touched.get(name, 0), revision(name))
+            entry = known.get(name)
+            if entry is None or entry[0] != mark:
+                known[name] = (mark, _row(record, marks(name), self._leases_s))
+        if len(known) > len(fleet.devices):
+            for name in known.keys() - fleet.devices.keys():
+                del known[name]
+        return [row for _, row in known.values()]
+
+
+def find(rows: Sequence[Row], query: Query, sort: Sort, now: float, *, descending: bool = False) -> Found:
+    """The rows that pass all filters, sorted; equal ones by device."""
+    wanted = {name: value for name in FACETS if (value := getattr(query, name)) is not None}
+    q, passed = query.q.casefold(), []
+    facets: dict[str, Counter[str]] = {name: Counter() for name in FACETS}
+    for row in rows:
+        if q and q not in row.text:
+            continue
+        doing = row.doing_at(now)
+        misses = [name for name, value in wanted.items() if not _has(row, name, value, doing)]
+        if not misses:
+            passed.append(row)
+        if len(misses) <= 1:
+            for name in misses or FACETS:
+                _count(facets[name], row, name, doing)
+    passed.sort(key=lambda row: row.device)
+    if sort == "doing":
+        passed.sort(key=lambda row: DOINGS.index(row.doing_at(now)), reverse=descending)
+    elif sort != "device" or descending:
+        passed.sort(key=lambda row: getattr(row, sort), reverse=descending)
+    return Found(passed, facets)
+
+
+def _has(row: Row, name: str, value: str, doing: Doing) -> bool:
+    match name:
+        case "tag":
+            return value in row.tags
+        case "doing":
+            return doing == value
+    return bool(getattr(row, name) == value)
+
+
+def _count(counter: Counter[str], row: Row, name: str, doing: Doing) -> None:
+    match name:
+        case "tag":
+            counter.update(row.tags)
+        case "doing":
+            counter[doing] += 1
+        case _:
+            value = getattr(row, name)
+            if value:
+                counter[value] += 1
+
+
+def _row(record: DeviceRecord, mark: Mark, leases_s: Mapping[str, float]) -> Row:
+    doing, job, task = _doing(record, leases_s)
+    status = None if task is None else task.status
+    reason = status.reason if status is not None and doing in ("declined", "failed") else ""
+    if mark.paused is not None and doing in ("waiting", "failed", "declined", "idle"):
+        doing, reason = "paused", f"paused by {mark.paused.by}"
+    due = task.at + leases_s[job] if task is not None and doing == "training" else None
+    software = record.info.software if record.info is not None else ""
+    words = [record.device, record.cohort, record.state, software, job, reason, *mark.tags]
+    if record.info is not None:
+        words += [record.info.arch, *(data.name for data in record.info.datasets)]
+    words += [task.status.reason for task in record.tasks.values() if task.status is not None]
+    return Row(
+        device=record.device,
+        state=record.state,
+        doing=doing,
+        job=job,
+        reason=reason,
+        seen=record.seen,
+        cohort=record.cohort,
+        tags=mark.tags,
+        software=software,
+        accepted=sum(task.accepted for task in record.tasks.values()),
+        rejected=sum(sum(task.rejected.values()) for task in record.tasks.values()),
+        due=due,
+        text="\n".join(words).casefold(),
+    )
+
+
+def _doing(record: DeviceRecord, leases_s: Mapping[str, float]) -> tuple[Doing, str, TaskRecord | None]:
+    """What a device does for the jobs that have not ended, of several the first of DOINGS; and for which."""
+    if record.state != "ready":
+        return "away", "", None
+    found = [
+        (DOINGS.index(doing), name, task)
+        for name, task in record.tasks.items()
+        if name in leases_s
+        and task.status is not None
+        and (doing := _DOING.get(task.status.state)) is not None
+    ]
+    if not found:
+        return "idle", "", None
+    index, name, task = min(found, key=lambda item: item[:2])
+    return DOINGS[index], name, task
