@@ -12,6 +12,7 @@
 # make bench-api    latency of reads over HTTP with 10 000 devices stored, about a minute
 # make dashboard        build the dashboard anew (needs node and npm; what is built is committed, so nobody else does)
 # make screens          the screenshots of docs/screens, with a live fleet, some two minutes (needs chromium)
+# make bench-dashboard  how soon the dashboard is there with 10 000 devices, about a minute (needs chromium)
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-pi chaos check bench bench-training bench-aggregation bench-downlink bench-simulation \
-  bench-codec bench-api fuzz dashboard screens clean system-packages
+  bench-codec bench-api bench-dashboard fuzz dashboard screens clean system-packages
 
 demo: $(VENV)/demo
 	@$(BIN)/fedfleet demo
@@ -49,7 +50,7 @@ check: $(VENV)/test
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/test
-	@for script in $(filter-out bench/training.py bench/downlink.py bench/simulation.py bench/attacks.py bench/watch.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/training.py bench/downlink.py bench/simulation.py bench/attacks.py bench/watch.py bench/dashboard.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
@@ -79,6 +80,9 @@ bench-simulation: $(VENV)/test
 
 bench-api: $(VENV)/test
 	@$(BIN)/python bench/api.py
+
+bench-dashboard: $(VENV)/test
+	@$(BIN)/python bench/dashboard.py
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench

@@ -6,6 +6,7 @@ device changed.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -49,10 +50,6 @@ class Row(msgspec.Struct, frozen=True):
     due: float | None
     text: str  # what a search looks into
 
-    def doing_at(self, now: float) -> Doing:
-        """What it does, its lateness at Unix time `now` included."""
-        return "late" if self.due is not None and self.due < now else self.doing
-
 
 class Query(NamedTuple):
     """Which devices; None and "" let all through."""
@@ -87,8 +84,9 @@ class Roster:
         leases_s: Mapping[str, float],
         marks: Callable[[str], Mark],
         revision: Callable[[str], int],
+        now: float,
     ) -> list[Row]:
-        """All rows, those that changed since made anew; `revision` grows when somebody changes a device's `marks`."""
+        """All rows at Unix time `now`; `revision` grows when somebody changes a device's `marks`."""
         if fleet is not self._fleet or self._leases_s != leases_s:
             self._fleet, self._leases_s, self._rows = fleet, dict(leases_s), {}
         known, touched = self._rows, fleet.touched
@@ -100,51 +98,45 @@ class Roster:
         if len(known) > len(fleet.devices):
             for name in known.keys() - fleet.devices.keys():
                 del known[name]
-        return [row for _, row in known.values()]
+                touched.pop(name, None)
+        return [
+            row if row.due is None or row.due >= now else msgspec.structs.replace(row, doing="late")
+            for _, row in known.values()
+        ]
 
 
-def find(rows: Sequence[Row], query: Query, sort: Sort, now: float, *, descending: bool = False) -> Found:
+def find(rows: Sequence[Row], query: Query, sort: Sort, *, descending: bool = False) -> Found:
     """The rows that pass all filters, sorted; equal ones by device."""
-    wanted = {name: value for name in FACETS if (value := getattr(query, name)) is not None}
-    q, passed = query.q.casefold(), []
-    facets: dict[str, Counter[str]] = {name: Counter() for name in FACETS}
+    if query.q:
+        q = query.q.casefold()
+        rows = [row for row in rows if q in row.text]
+    wanted = [(name, value) for name in FACETS if (value := getattr(query, name)) is not None]
+    passed: list[Row] = []
+    nearly: dict[str, list[Row]] = {name: [] for name in FACETS}  # those that this filter alone keeps out
     for row in rows:
-        if q and q not in row.text:
-            continue
-        doing = row.doing_at(now)
-        misses = [name for name, value in wanted.items() if not _has(row, name, value, doing)]
+        misses = [name for name, value in wanted if not _has(row, name, value)]
         if not misses:
             passed.append(row)
-        if len(misses) <= 1:
-            for name in misses or FACETS:
-                _count(facets[name], row, name, doing)
-    passed.sort(key=lambda row: row.device)
+        elif len(misses) == 1:
+            nearly[misses[0]].append(row)
+    passed.sort(key=attrgetter("device"), reverse=descending and sort == "device")
     if sort == "doing":
-        passed.sort(key=lambda row: DOINGS.index(row.doing_at(now)), reverse=descending)
-    elif sort != "device" or descending:
-        passed.sort(key=lambda row: getattr(row, sort), reverse=descending)
-    return Found(passed, facets)
+        passed.sort(key=lambda row: DOINGS.index(row.doing), reverse=descending)
+    elif sort != "device":
+        passed.sort(key=attrgetter(sort), reverse=descending)
+    return Found(passed, {name: _count(name, passed) + _count(name, nearly[name]) for name in FACETS})
 
 
-def _has(row: Row, name: str, value: str, doing: Doing) -> bool:
-    match name:
-        case "tag":
-            return value in row.tags
-        case "doing":
-            return doing == value
-    return bool(getattr(row, name) == value)
+def _has(row: Row, name: str, value: str) -> bool:
+    return value in row.tags if name == "tag" else bool(getattr(row, name) == value)
 
 
-def _count(counter: Counter[str], row: Row, name: str, doing: Doing) -> None:
-    match name:
-        case "tag":
-            counter.update(row.tags)
-        case "doing":
-            counter[doing] += 1
-        case _:
-            value = getattr(row, name)
-            if value:
-                counter[value] += 1
+def _count(name: str, rows: Sequence[Row]) -> Counter[str]:
+    if name == "tag":
+        return Counter(tag for row in rows for tag in row.tags)
+    counts = Counter(map(attrgetter(name), rows))
+    del counts[""]
+    return counts
 
 
 def _row(record: DeviceRecord, mark: Mark, leases_s: Mapping[str, float]) -> Row:

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -31,26 +32,18 @@ class Alert(msgspec.Struct, frozen=True):
     doing: str = ""
 
 
-def devices(rows: Iterable[Row], now: float) -> dict[str, Any]:
+def devices(rows: Sequence[Row]) -> dict[str, Any]:
     """How many devices are connected how, and do what; and the most frequent reasons to decline."""
-    states: Counter[str] = Counter()
-    doings: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    software: Counter[str] = Counter()
-    total = 0
-    for row in rows:
-        total += 1
-        states[row.state] += 1
-        doings[row.doing_at(now)] += 1
-        software[row.software or "unknown"] += 1
-        if row.doing == "declined" and row.reason:
-            reasons[row.reason] += 1
+    software = Counter(map(attrgetter("software"), rows))
+    reasons = Counter(row.reason for row in rows if row.doing == "declined")
     return {
-        "total": total,
-        "states": dict(states),
-        "doings": dict(doings),
+        "total": len(rows),
+        "states": Counter(map(attrgetter("state"), rows)),
+        "doings": Counter(map(attrgetter("doing"), rows)),
         "declined": [{"reason": r, "devices": n} for r, n in reasons.most_common(REASONS_MAX)],
-        "software": [{"software": s, "devices": n} for s, n in software.most_common(REASONS_MAX)],
+        "software": [
+            {"software": s or "unknown", "devices": n} for s, n in software.most_common(REASONS_MAX)
+        ],
     }
 
 

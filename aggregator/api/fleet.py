@@ -1,5 +1,6 @@
 """The fleet as people look at it: at one glance, as a table, and why one device does not train."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ from aggregator.roster import Query as Filters
 from aggregator.why import Work, why
 from edge_client.wire.limits import FRAME_BYTES_MAX
 
-DEVICES_MAX = 500  # that one request tags: some 0.2 s of writes, and a page can say how far it is
+DEVICES_MAX = 500  # that one request changes: some 0.2 s of writes, and a page can say how far it is
 OFFSET_MAX = 10_000_000
 Search = Annotated[
     str, Query(max_length=100, description="Part of id, cohort, tags, software, data or reasons.")
@@ -27,6 +28,12 @@ Word = Annotated[str | None, Query(max_length=400)]
 Offset = Annotated[int, Query(ge=0, le=OFFSET_MAX, description="Rows before the first.")]
 Window = Annotated[int, Query(ge=1, le=LIMIT_MAX, description="Rows of the answer.")]
 StateName = Literal["ready", "disconnected", "lost", "unknown"]
+
+
+class Devices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which devices."""
+
+    devices: list[str]
 
 
 class TagChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +65,7 @@ def _add_reads(router: APIRouter, engine: Engine, roster: Roster) -> None:
     async def show_fleet() -> dict[str, Any]:
         """The fleet at one look: devices by state and by what they do, update rate, bytes, alerts."""
         now = engine.clock()
-        devices = summary.devices(_rows(engine, roster), now)
+        devices = summary.devices(_rows(engine, roster, now))
         judged = summary.verdicts(engine.journal.updates)
         open_jobs = {n: j for n, j in engine.jobs.items() if engine.store.records[n].state != "ended"}
         notes = summary.alerts(
@@ -109,34 +116,60 @@ def _add_table(router: APIRouter, engine: Engine, roster: Roster) -> None:
         """A window into the table of devices, and how many devices each value of a facet would leave."""
         now = engine.clock()
         filters = Filters(q, state, doing, reason, cohort, tag, software)
-        found = find(_rows(engine, roster), filters, sort, now, descending=order == "down")
+        found = find(_rows(engine, roster, now), filters, sort, descending=order == "down")
         return {
             "total": len(found.rows),
-            "devices": [_shown(row, now) for row in found.rows[offset : offset + limit]],
+            "devices": [_shown(row) for row in found.rows[offset : offset + limit]],
             "facets": {name: dict(found.facets[name].most_common(FACET_VALUES_MAX)) for name in FACETS},
         }
 
 
 def _add_changes(router: APIRouter, engine: Engine) -> None:
+    some = {"devices": ["watch-1", "watch-7"]}
+    done = example({"changed": 2, "refused": []})
+
     @router.post(
         "/fleet/tags",
-        openapi_extra=json_body(TagChange, {"devices": ["watch-1", "watch-7"], "add": ["lab"], "remove": []}),
-        responses=example({"changed": 2, "refused": []}),
+        openapi_extra=json_body(TagChange, {**some, "add": ["lab"], "remove": []}),
+        responses=done,
     )
     async def tag_devices(request: Request) -> dict[str, Any]:
         """Put tags on up to 500 devices and take others off; those refused are named with the reason."""
         body = decode(await read(request, FRAME_BYTES_MAX), TagChange)
-        if len(body.devices) > DEVICES_MAX:
-            raise RefusedError(
-                "bad_request", f"{len(body.devices)} devices; send at most {DEVICES_MAX} at once"
-            )
-        changed, refused = 0, []
-        for device in body.devices:
-            try:
-                changed += await _retag(engine, device, body)
-            except RefusedError as error:
-                refused.append({"device": device[:80], "code": error.code, "reason": str(error)})
-        return {"changed": changed, "refused": refused}
+        return await _each(body.devices, lambda device: _retag(engine, device, body))
+
+    @router.post("/fleet/pause", openapi_extra=json_body(Devices, some), responses=done)
+    async def pause_devices(request: Request) -> dict[str, Any]:
+        """Give up to 500 devices no more work; what they train now they may finish."""
+        body = decode(await read(request, FRAME_BYTES_MAX), Devices)
+        return await _each(body.devices, lambda d: _change(engine, d, orders.pause, caller(request).name))
+
+    @router.post("/fleet/resume", openapi_extra=json_body(Devices, some), responses=done)
+    async def resume_devices(request: Request) -> dict[str, Any]:
+        """Let up to 500 devices work again: they get places after their next ask."""
+        body = decode(await read(request, FRAME_BYTES_MAX), Devices)
+        return await _each(body.devices, lambda d: _change(engine, d, orders.resume, caller(request).name))
+
+
+async def _each(devices: list[str], change: Callable[[str], Awaitable[bool]]) -> dict[str, Any]:
+    """Change one after the other: how many were changed, and who was refused, why."""
+    if len(devices) > DEVICES_MAX:
+        raise RefusedError("bad_request", f"{len(devices)} devices; send at most {DEVICES_MAX} at once")
+    changed, refused = 0, []
+    for device in devices:
+        try:
+            changed += await change(device)
+        except RefusedError as error:
+            refused.append({"device": device[:80], "code": error.code, "reason": str(error)})
+    return {"changed": changed, "refused": refused}
+
+
+async def _change(
+    engine: Engine, device: str, order: Callable[[Engine, str, str], Awaitable[None]], by: str
+) -> bool:
+    before = engine.marks.revision(device)
+    await order(engine, device, by)
+    return engine.marks.revision(device) != before
 
 
 async def _retag(engine: Engine, device: str, change: TagChange) -> bool:
@@ -149,9 +182,9 @@ async def _retag(engine: Engine, device: str, change: TagChange) -> bool:
     return True
 
 
-def _rows(engine: Engine, roster: Roster) -> list[Row]:
+def _rows(engine: Engine, roster: Roster, now: float) -> list[Row]:
     leases_s = {name: job.spec.lease_s for name, job in engine.jobs.items() if _is_open(engine, name)}
-    return roster.rows(engine.fleet, leases_s, engine.marks.of, engine.marks.revision)
+    return roster.rows(engine.fleet, leases_s, engine.marks.of, engine.marks.revision, now)
 
 
 def _is_open(engine: Engine, name: str) -> bool:
@@ -163,7 +196,7 @@ def _work(engine: Engine, name: str) -> Work:
     return Work(name, record.state == "paused", spec.cohort, spec.dataset, spec.concurrency, spec.lease_s)
 
 
-def _shown(row: Row, now: float) -> dict[str, Any]:
+def _shown(row: Row) -> dict[str, Any]:
     view: dict[str, Any] = msgspec.to_builtins(row)
     del view["text"], view["due"]
-    return {**view, "doing": row.doing_at(now)}
+    return view

@@ -36,8 +36,8 @@ TROUBLES = {
 
 
 @contextlib.contextmanager
-def scene(name: str = "exercise") -> Iterator[tuple[Fleet, Job]]:
-    """A local fleet with a job of this name under way."""
+def scene(name: str = "exercise", versions: int = 400) -> Iterator[tuple[Fleet, Job]]:
+    """A local fleet with a job of this name under way, which ends at so many versions."""
     with Fleet.local(devices=DEVICES, data="watch") as fleet:
         _tell_troubles(_mqtt_port(fleet), name, "before")
         job = fleet.federate(
@@ -51,7 +51,7 @@ def scene(name: str = "exercise") -> Iterator[tuple[Fleet, Job]]:
             retry_s=plan.RETRY_S,
             selection={"samples_min": 40},
             training={"steps": plan.STEPS, "density": plan.DENSITY},
-            target={"versions": 400},
+            target={"versions": versions},
         )
         _tell_troubles(_mqtt_port(fleet), name, "after")
         for device in fleet.devices():

@@ -129,7 +129,7 @@ def test_a_tag_is_put_on_thousands_with_its_progress_shown(table, stage):
     table.get_by_label("Tag", exact=True).last.fill("pilot")
     table.get_by_role("button", name="Add tag").click()
     expect(table.get_by_role("progressbar")).to_be_visible()
-    expect(table.get_by_text("1,000 devices have the tag pilot.")).to_be_visible()
+    expect(table.get_by_text("1,000 devices tagged pilot.")).to_be_visible()
     assert stage.api.get("/devices?tag=pilot").json()["total"] == 1000
 
 

@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 from playwright.sync_api import expect
 
+from edge_client.wire.messages import DeviceState
 from tests.browser.stage import Stage
 
 DEVICES = [f"watch-{n}" for n in range(1, 7)]
@@ -156,12 +157,12 @@ def test_tags_are_put_on_many_devices_at_once(at, stage):
     page.get_by_role("button", name="Select all 6").click()
     page.get_by_label("Tag", exact=True).last.fill("night")
     page.get_by_role("button", name="Add tag").click()
-    expect(page.get_by_text("6 devices have the tag night.")).to_be_visible()
+    expect(page.get_by_text("6 devices tagged night.")).to_be_visible()
     assert stage.api.get("/devices?tag=night").json()["total"] == 6
     page.get_by_label("Select watch-5").check()
     page.get_by_label("Tag", exact=True).last.fill("night")
     page.get_by_role("button", name="Remove tag").click()
-    expect(page.get_by_text("1 device has lost the tag night.")).to_be_visible()
+    expect(page.get_by_text("1 device no longer tagged night.")).to_be_visible()
     assert stage.api.get("/devices/watch-5").json()["tags"] == []
     assert stage.api.get("/devices/watch-4").json()["tags"] == ["night"]
 
@@ -181,6 +182,35 @@ def test_a_device_says_why_it_does_not_train(at, stage):
     expect(page.locator(".timeline")).to_contain_text("update accepted")
     page.goto(f"{stage.address}/#/devices/van-1")
     expect(page.locator(".why")).to_contain_text("Its connection broke without a farewell")
+
+
+def test_devices_are_paused_resumed_and_forgotten(at, stage):
+    """One at its page, many in the table; a connected one cannot be forgotten, so there is no button for it."""
+    stage.tell(*stage.births("old-1", "old-2", "old-3"))
+    page = at("#/devices/old-1")
+    expect(page.get_by_role("button", name="Forget", exact=True)).to_have_count(0)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.get_by_role("button", name="Pause old-1").click()
+    expect(page.get_by_text("It was paused by local")).to_be_visible()
+    assert stage.api.get("/devices/old-1").json()["paused"]["by"] == "local"
+    page.get_by_role("button", name="Resume", exact=True).click()
+    page.get_by_role("button", name="Resume old-1").click()
+    expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+    page = at("#/devices?q=old")
+    page.get_by_label("Select old-2").check()
+    page.get_by_role("button", name="Select all 3").click()
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_text("3 devices paused.")).to_be_visible()
+    expect(page.locator(".virtual-body [role=row]").filter(has_text="paused by local")).to_have_count(3)
+    stage.tell(
+        *(stage.event(name, "state", DeviceState("disconnected", 2)) for name in ("old-1", "old-2", "old-3"))
+    )
+    for name in ("old-1", "old-2", "old-3"):
+        page = at(f"#/devices/{name}")
+        page.get_by_role("button", name="Forget", exact=True).click()
+        page.get_by_role("button", name=f"Forget {name}").click()
+        expect(page.locator("h1")).to_have_text("Devices")
+        assert stage.api.get(f"/devices/{name}").status_code == 404
 
 
 def test_a_job_shows_how_good_it_is_and_what_it_costs(at):
@@ -289,6 +319,9 @@ def test_a_version_is_downloaded_and_promoted(at, stage, tmp_path):
     page.get_by_role("button", name="Promote", exact=True).click()
     expect(page.get_by_role("row").filter(has_text="v11")).to_contain_text("promoted")
     assert stage.api.get("/jobs/exercise").json()["promoted_version"] == 11
+    page.get_by_role("button", name="Take the promotion of version 11 back").click()
+    expect(page.get_by_role("row").filter(has_text="v11")).not_to_contain_text("promoted")
+    assert stage.api.get("/jobs/exercise").json()["promoted_version"] is None
 
 
 def test_updates_say_why_one_was_rejected(at):

@@ -24,6 +24,8 @@ ROUTES = {
     ("get", "/fleet/devices"),
     ("get", "/fleet/why/{device}"),
     ("post", "/fleet/tags"),
+    ("post", "/fleet/pause"),
+    ("post", "/fleet/resume"),
     ("get", "/health"),
     ("get", "/ready"),
     ("put", "/devices/{device}/tags"),

@@ -247,6 +247,21 @@ def test_tags_are_changed_on_many_devices(fleet):
     fleet(body)
 
 
+def test_many_devices_are_paused_and_resumed(fleet):
+    """A device that is in that state already counts as unchanged, one that never spoke is refused by name."""
+
+    async def body(_site, api):
+        some = {"devices": ["idle", "waiting-1", "nobody"]}
+        paused = (await api.post("/fleet/pause", json=some)).json()
+        assert (paused["changed"], [r["device"] for r in paused["refused"]]) == (2, ["nobody"])
+        assert (await rows(api, doing="paused")) == {"idle": "paused", "waiting-1": "paused"}
+        assert (await api.post("/fleet/pause", json=some)).json()["changed"] == 0
+        assert (await api.post("/fleet/resume", json=some)).json()["changed"] == 2
+        assert (await rows(api, doing="paused")) == {}
+
+    fleet(body)
+
+
 def test_the_examples_have_the_fields_of_these_answers(fleet):
     """The OpenAPI document shows what the server really answers; what is counted by name differs."""
 

@@ -46,7 +46,9 @@ export function App() {
   if (who === null) {
     return (
       <main class="alone">
-        <Loaded from={{ value: null, problem, reload: () => void enter() }}>{() => null}</Loaded>
+        <Loaded from={{ value: null, problem, reload: () => void enter() }} back={{ href: "#/", word: "Overview" }}>
+          {() => null}
+        </Loaded>
       </main>
     );
   }

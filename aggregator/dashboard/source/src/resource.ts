@@ -7,6 +7,8 @@ import type { FleetEvent } from "./types";
 const GAP_MS = 1000; // between two readings, however fast events come
 const ANYWAY_MS = 30_000; // times pass and leases end without an event
 
+const FINAL = [403, 404]; // no event changes these; a person may ask again
+
 export interface Resource<T> {
   value: T | null;
   problem: Problem | null;
@@ -31,6 +33,7 @@ export function useResource<T>(
     let busy = false;
     let due = false;
     let readAt = -Infinity;
+    let final = false;
 
     async function now(): Promise<void> {
       busy = true;
@@ -42,10 +45,11 @@ export function useResource<T>(
       } catch (error) {
         if (stop.signal.aborted) return;
         const problem = error instanceof Problem ? error : new Problem(0, "bug", String(error));
+        final = FINAL.includes(problem.status);
         setFound((before) => ({ key, value: before.key === key ? before.value : null, problem }));
       }
       busy = false;
-      plan(due ? GAP_MS : ANYWAY_MS);
+      if (!final) plan(due ? GAP_MS : ANYWAY_MS);
     }
     function plan(wait: number): void {
       window.clearTimeout(timer);
@@ -53,6 +57,7 @@ export function useResource<T>(
       timer = window.setTimeout(() => void now(), left);
     }
     function soon(): void {
+      if (final) return;
       if (busy) due = true;
       else if (!due) {
         due = true;
@@ -60,6 +65,7 @@ export function useResource<T>(
       }
     }
     trigger.current = () => {
+      final = false;
       if (busy) due = true;
       else plan(0);
     };

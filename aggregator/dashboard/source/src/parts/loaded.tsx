@@ -3,18 +3,37 @@ import type { ComponentChildren } from "preact";
 import type { Resource } from "../resource";
 import { Icon } from "./icon";
 
-export function Loaded<T>({ from, children }: { from: Resource<T>; children: (value: T) => ComponentChildren }) {
+const TITLES: Record<string, string> = {
+  forbidden: "Not for your role",
+  not_found: "Not here",
+  unreachable: "No answer",
+};
+
+interface LoadedProps<T> {
+  from: Resource<T>;
+  back?: { href: string; word: string }; // of a screen that has no head before it is read
+  children: (value: T) => ComponentChildren;
+}
+
+export function Loaded<T>({ from, back, children }: LoadedProps<T>) {
   const { value, problem, reload } = from;
+  const Heading = back ? "h1" : "h2";
   if (value === null) {
     if (problem === null) return <Skeleton />;
     return (
       <div class="empty" role="alert">
         <Icon name="bad" />
-        <h2>{problem.code === "forbidden" ? "Not for your role" : "This could not be read"}</h2>
+        <Heading>{TITLES[problem.code] ?? "This could not be read"}</Heading>
         <p>{problem.message}</p>
-        <button type="button" class="button" onClick={reload}>
-          Try again
-        </button>
+        {back && problem.code === "not_found" ? (
+          <a class="button" href={back.href}>
+            Show all {back.word.toLowerCase()}
+          </a>
+        ) : (
+          <button type="button" class="button" onClick={reload}>
+            Try again
+          </button>
+        )}
       </div>
     );
   }

@@ -19,6 +19,8 @@ import { DeviceActions } from "./deviceactions";
 import { Head } from "./head";
 import { Timeline } from "./timeline";
 
+const BACK = { href: "#/devices", word: "Devices" };
+
 interface Seen {
   device: Device;
   etag: string | undefined;
@@ -31,12 +33,12 @@ interface Seen {
 export function DeviceScreen({ name }: { name: string }) {
   const seen = useResource<Seen>(`device ${name}`, () => read(name), (event) => event.data["device"] === name);
   return (
-    <Loaded from={seen}>
+    <Loaded from={seen} back={BACK}>
       {({ device, etag, because, verdicts, staleness }) => (
         <>
           <Head
             title={device.device}
-            back={{ href: "#/devices", word: "Devices" }}
+            back={BACK}
             note={
               <>
                 <Status of={device.state} />, last heard <Since at={device.seen} />

@@ -11,7 +11,7 @@ import { may, me } from "../session";
 import { useStore } from "../store";
 import type { FacetName, Row, RowPage } from "../types";
 import { useRows } from "../windows";
-import { BulkTags } from "./bulktags";
+import { Bulk } from "./bulk";
 import { Head } from "./head";
 
 const FACETS: { name: FacetName; label: string }[] = [
@@ -70,7 +70,7 @@ export function Devices() {
         )}
       </div>
       {operator && selected.size > 0 && (
-        <BulkTags filters={filters} total={rows.total ?? 0} selected={selected} onSelect={setSelected} onDone={rows.reload} />
+        <Bulk filters={filters} total={rows.total ?? 0} selected={selected} onSelect={setSelected} onDone={rows.reload} />
       )}
       {rows.total === null ? (
         rows.problem ? (

@@ -19,6 +19,8 @@ import { JobActions } from "./jobactions";
 import { SpecTable } from "./spectable";
 import { VersionTable } from "./versiontable";
 
+const BACK = { href: "#/jobs", word: "Jobs" };
+
 interface Seen {
   job: Job;
   etag: string | undefined;
@@ -36,10 +38,10 @@ export function JobScreen({ name }: { name: string }) {
     (event) => [event.data["job"], event.data["name"]].includes(name),
   );
   return (
-    <Loaded from={seen}>
+    <Loaded from={seen} back={BACK}>
       {({ job, etag, versions, participation }) => (
         <>
-          <Head title={job.name} back={{ href: "#/jobs", word: "Jobs" }} note={<Line job={job} />}>
+          <Head title={job.name} back={BACK} note={<Line job={job} />}>
             <JobActions job={job} etag={etag} reload={seen.reload} />
           </Head>
           {job.damage && <p class="stale">Storage lost something of this job: {job.damage}</p>}

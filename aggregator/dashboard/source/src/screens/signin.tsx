@@ -25,6 +25,7 @@ export function SignIn({ why }: { why: string }) {
         <label class="field">
           <span>Token</span>
           <input
+            class="input"
             type="password"
             name="token"
             autocomplete="current-password"

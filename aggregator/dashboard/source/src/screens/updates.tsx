@@ -81,7 +81,7 @@ function Table({ updates }: { updates: Verdict[] }) {
           <tr>
             <th>Time</th>
             <th>Device</th>
-            <th>Job</th>
+            <th class="wide-only">Job</th>
             <th>Verdict</th>
             <th>Reason</th>
             <th class="right">Bytes</th>
@@ -96,7 +96,7 @@ function Table({ updates }: { updates: Verdict[] }) {
               <td class="clip">
                 <a href={href(["devices", update.device])}>{update.device}</a>
               </td>
-              <td class="clip">
+              <td class="clip wide-only">
                 <a href={href(["jobs", update.job])}>{update.job}</a>
               </td>
               <td>

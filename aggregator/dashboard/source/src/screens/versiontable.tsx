@@ -28,12 +28,12 @@ export function VersionTable({ job, versions, brief = false, etag, reload }: Tab
         <tr>
           <th>Version</th>
           <th class="right">{scored ? "Accuracy" : "Loss"}</th>
-          {!brief && scored && <th class="right">Loss</th>}
-          <th class={brief ? "right wide-only" : "right"}>Updates</th>
-          <th class="right">Stale by</th>
-          {!brief && <th class="right">Devices</th>}
-          {!brief && <th class="right">Delta</th>}
-          {!brief && <th>Parent</th>}
+          {!brief && scored && <th class="right wide-only">Loss</th>}
+          <th class="right wide-only">Updates</th>
+          <th class={brief ? "right" : "right wide-only"}>Stale by</th>
+          {!brief && <th class="right wide-only">Devices</th>}
+          {!brief && <th class="right wide-only">Delta</th>}
+          {!brief && <th class="wide-only">Parent</th>}
           <th class="right">Age</th>
           {!brief && <th>Model</th>}
         </tr>
@@ -48,15 +48,15 @@ export function VersionTable({ job, versions, brief = false, etag, reload }: Tab
             <td class="right num">
               {scored ? percent(version.accuracy) : loss(version.loss)}
               {!brief && version.holdout_spread !== null && (
-                <span class="quiet"> ± {scored ? percent(version.holdout_spread) : loss(version.holdout_spread)}</span>
+                <span class="quiet wide-only"> ± {scored ? percent(version.holdout_spread) : loss(version.holdout_spread)}</span>
               )}
             </td>
-            {!brief && scored && <td class="right num">{loss(version.loss)}</td>}
-            <td class={brief ? "right num wide-only" : "right num"}>{count(version.updates)}</td>
-            <td class="right num">{meanStaleness(version)}</td>
-            {!brief && <td class="right num">{count(version.devices.length)}</td>}
-            {!brief && <td class="right num">{bytes(version.bytes_delta || null)}</td>}
-            {!brief && <td class="digest">{short(version.parent)}</td>}
+            {!brief && scored && <td class="right num wide-only">{loss(version.loss)}</td>}
+            <td class="right num wide-only">{count(version.updates)}</td>
+            <td class={brief ? "right num" : "right num wide-only"}>{meanStaleness(version)}</td>
+            {!brief && <td class="right num wide-only">{count(version.devices.length)}</td>}
+            {!brief && <td class="right num wide-only">{bytes(version.bytes_delta || null)}</td>}
+            {!brief && <td class="digest wide-only">{short(version.parent)}</td>}
             <td class="right">
               <Ago at={version.at} />
             </td>
@@ -124,6 +124,11 @@ function Model({ job, version, etag, reload }: ModelProps) {
     reload?.();
   }
 
+  async function takeBack(): Promise<void> {
+    await attempt(() => post(`${path}/unpromote`, undefined, etag), `No version of ${job.name} is promoted any more.`);
+    reload?.();
+  }
+
   return (
     <>
       <button type="button" class="link" onClick={() => void download("fp32")} aria-label={`Download version ${version.version} as fp32`}>
@@ -135,6 +140,11 @@ function Model({ job, version, etag, reload }: ModelProps) {
       {may(who, "operator") && !version.promoted && (
         <button type="button" class="link" onClick={() => setAsked(true)} aria-label={`Promote version ${version.version}`}>
           Promote
+        </button>
+      )}
+      {may(who, "operator") && version.promoted && (
+        <button type="button" class="link" onClick={() => void takeBack()} aria-label={`Take the promotion of version ${version.version} back`}>
+          Take back
         </button>
       )}
       {asked && (

@@ -1,4 +1,4 @@
-// Tags put on many devices, or taken off them, in steps that show how far it is.
+// What is done to many devices at once, in steps that show how far it is.
 import { useState } from "preact/hooks";
 import { get, type Params, post, Problem } from "../api";
 import { count, plural } from "../format";
@@ -8,7 +8,7 @@ import type { RowPage } from "../types";
 const STEP = 250; // devices of a request
 const PAGE = 1000;
 
-interface BulkTagsProps {
+interface BulkProps {
   filters: Params;
   total: number;
   selected: ReadonlySet<string>;
@@ -21,7 +21,7 @@ interface Answer {
   refused: { device: string; reason: string }[];
 }
 
-export function BulkTags({ filters, total, selected, onSelect, onDone }: BulkTagsProps) {
+export function Bulk({ filters, total, selected, onSelect, onDone }: BulkProps) {
   const [tag, setTag] = useState("");
   const [progress, setProgress] = useState<{ done: number; of: number } | null>(null);
 
@@ -34,23 +34,24 @@ export function BulkTags({ filters, total, selected, onSelect, onDone }: BulkTag
     onSelect(new Set(names));
   }
 
-  async function change(action: "add" | "remove"): Promise<void> {
+  async function change(path: string, body: object, done: string): Promise<void> {
     const devices = [...selected];
     let changed = 0;
     const refused: Answer["refused"] = [];
     try {
       for (let first = 0; first < devices.length; first += STEP) {
         setProgress({ done: first, of: devices.length });
-        const step = devices.slice(first, first + STEP);
-        const answer = await post<Answer>("/fleet/tags", { devices: step, [action]: [tag.trim()] });
+        const answer = await post<Answer>(path, { devices: devices.slice(first, first + STEP), ...body });
         changed += answer.changed;
         refused.push(...answer.refused);
       }
-      const what = action === "add" ? "has the tag" : "has lost the tag";
       const first = refused[0];
-      if (first) tell(`${plural(changed, "device")} changed; ${plural(refused.length, "was", "were")} refused: ${first.reason}`, true);
-      else tell(`${plural(changed, "device")} ${changed === 1 ? what : what.replace("has", "have")} ${tag.trim()}.`);
-      if (!first) onSelect(new Set());
+      if (first) {
+        tell(`${plural(changed, "device")} ${done}; ${plural(refused.length, "was", "were")} refused: ${first.reason}`, true);
+      } else {
+        tell(`${plural(changed, "device")} ${done}.`);
+        onSelect(new Set());
+      }
     } catch (error) {
       tell(error instanceof Problem ? error.message : String(error), true);
     }
@@ -58,14 +59,17 @@ export function BulkTags({ filters, total, selected, onSelect, onDone }: BulkTag
     onDone();
   }
 
-  const ready = tag.trim() !== "" && progress === null;
+  const name = tag.trim();
+  const ready = name !== "" && progress === null;
+  const add = (): Promise<void> => change("/fleet/tags", { add: [name] }, `tagged ${name}`);
+  const remove = (): Promise<void> => change("/fleet/tags", { remove: [name] }, `no longer tagged ${name}`);
   return (
     <form
       class="bulk"
       aria-label="Selected devices"
       onSubmit={(event) => {
         event.preventDefault();
-        if (ready) void change("add");
+        if (ready) void add();
       }}
     >
       <b>{plural(selected.size, "device")} selected</b>
@@ -86,7 +90,13 @@ export function BulkTags({ filters, total, selected, onSelect, onDone }: BulkTag
           <progress value={progress.done} max={progress.of} />
         </label>
       ) : (
-        <>
+        <div class="bulk-actions">
+          <button type="button" class="button" onClick={() => void change("/fleet/pause", {}, "paused")}>
+            Pause
+          </button>
+          <button type="button" class="button" onClick={() => void change("/fleet/resume", {}, "resumed")}>
+            Resume
+          </button>
           <input
             class="input"
             aria-label="Tag"
@@ -95,13 +105,13 @@ export function BulkTags({ filters, total, selected, onSelect, onDone }: BulkTag
             value={tag}
             onInput={(event) => setTag(event.currentTarget.value)}
           />
-          <button type="submit" class="button primary" disabled={!ready}>
+          <button type="submit" class="button" disabled={!ready}>
             Add tag
           </button>
-          <button type="button" class="button" disabled={!ready} onClick={() => void change("remove")}>
+          <button type="button" class="button" disabled={!ready} onClick={() => void remove()}>
             Remove tag
           </button>
-        </>
+        </div>
       )}
     </form>
   );
