@@ -1,4 +1,4 @@
-"""How soon the dashboard's Overview is there, and what it weighs.
+"""How soon the dashboard's Overview is there, what it weighs, and how its table scrolls.
 
     python bench/dashboard.py [--devices 10000] [--versions 400] [--loads 9]
 
@@ -9,9 +9,11 @@ page of the same browser and server that shows a plain JSON answer. They hold fo
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from playwright.sync_api import Browser
@@ -29,6 +31,19 @@ new MutationObserver((_, observer) => {
     requestAnimationFrame(() => setTimeout(() => { document.documentElement.dataset.shownAt = performance.now(); }));
   }
 }).observe(document, { childList: true, subtree: true });
+"""
+FRAMES_COUNT = 120
+FRAMES = """
+(element, count) => new Promise((resolve) => {
+  const times = [];
+  const step = (now) => {
+    times.push(now);
+    element.scrollTop += 400;
+    if (times.length < count) requestAnimationFrame(step);
+    else resolve(times);
+  };
+  requestAnimationFrame(step);
+})
 """
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
 SENT = "performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))"
@@ -65,6 +80,22 @@ def load(browser: Browser, address: str) -> tuple[float, float, int]:
     return painted, shown, sent
 
 
+def scroll(browser: Browser, address: str) -> tuple[float, float, float]:
+    """Median and 95th percentile of the time between frames while the table of devices scrolls, and a search, in ms."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.goto(f"{address}/#/devices")
+    page.get_by_role("link", name="dev-00000").wait_for()
+    frames: list[float] = page.locator(".virtual").evaluate(FRAMES, FRAMES_COUNT)
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(frames))
+    began = time.perf_counter()
+    page.get_by_label("Search devices").fill("dev-0427")
+    page.get_by_text("10 devices found").wait_for()
+    searched = 1000 * (time.perf_counter() - began)
+    context.close()
+    return statistics.median(gaps), gaps[int(0.95 * len(gaps))], searched
+
+
 def plain(browser: Browser, address: str) -> float:
     """Milliseconds until the same browser shows a JSON answer of the same server."""
     context = browser.new_context()
@@ -92,6 +123,7 @@ def main() -> None:
             fill(stage, options.devices, options.versions)
             load(browser, stage.address)  # the first one starts the browser's processes
             base = statistics.median(plain(browser, stage.address) for _ in range(options.loads))
+            median, tail, searched = scroll(browser, stage.address)
             found = [load(browser, stage.address) for _ in range(options.loads)]
         finally:
             stage.close()
@@ -103,6 +135,8 @@ def main() -> None:
     print(
         f"overview, interactive                median {statistics.median(shown):6.0f} ms, worst {shown[-1]:.0f} ms (bound {BOUND_MS})"
     )
+    print(f"scrolling 400 px a frame             median {median:6.0f} ms, 95 % {tail:.0f} ms between frames")
+    print(f"a search, from the last key          {searched:13.0f} ms")
     print(f"over the wire, without the API's answers    {found[0][2] / 1000:6.1f} kB")
     print(
         f"all files, gzipped                          {zipped / 1000:6.1f} kB (bound {BOUND_BYTES / 1000:.0f})"

@@ -1,6 +1,7 @@
 // Server-sent events over fetch, which can send a token where EventSource cannot. A connection that broke goes on
 // after the last event that was seen; pauses between attempts double.
 import { address, headers, problem } from "./api";
+import { forgetVersions } from "./history";
 import { signedOut } from "./session";
 import { Store } from "./store";
 import type { FleetEvent } from "./types";
@@ -102,6 +103,7 @@ function deliver(block: string): void {
   }
   if (!event.kind) return;
   lastId = event.id;
+  if (event.kind === "reset") forgetVersions();
   for (const listener of [...listeners]) listener(event);
 }
 

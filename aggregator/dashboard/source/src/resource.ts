@@ -21,6 +21,7 @@ export function useResource<T>(
   key: string,
   read: (signal: AbortSignal) => Promise<T>,
   concerns: Concerns = () => true,
+  gap = GAP_MS,
 ): Resource<T> {
   const [found, setFound] = useState<{ key: string; value: T | null; problem: Problem | null }>(fresh(key));
   const latest = useRef({ read, concerns });
@@ -49,7 +50,7 @@ export function useResource<T>(
         setFound((before) => ({ key, value: before.key === key ? before.value : null, problem }));
       }
       busy = false;
-      if (!final) plan(due ? GAP_MS : ANYWAY_MS);
+      if (!final) plan(due ? gap : ANYWAY_MS);
     }
     function plan(wait: number): void {
       window.clearTimeout(timer);
@@ -61,7 +62,7 @@ export function useResource<T>(
       if (busy) due = true;
       else if (!due) {
         due = true;
-        plan(Math.max(0, readAt + GAP_MS - performance.now()));
+        plan(Math.max(0, readAt + gap - performance.now()));
       }
     }
     trigger.current = () => {

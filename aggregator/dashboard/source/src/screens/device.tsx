@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { get, getMarked, put, segment } from "../api";
 import { bytes, count, percent, plural } from "../format";
 import { attempt } from "../notice";
+import { newestVersions } from "../history";
 import { Ago, Since } from "../parts/clock";
 import { type Figure, Figures } from "../parts/figures";
 import { Icon } from "../parts/icon";
@@ -14,11 +15,12 @@ import { useResource } from "../resource";
 import { href } from "../route";
 import { may, me } from "../session";
 import { useStore } from "../store";
-import type { Because, Device, Verdict, Version } from "../types";
+import type { Because, Device, Verdict } from "../types";
 import { DeviceActions } from "./deviceactions";
 import { Head } from "./head";
 import { Timeline } from "./timeline";
 
+const STALENESS_VERSIONS = 200; // its timeline reaches back less far
 const BACK = { href: "#/devices", word: "Devices" };
 
 interface Seen {
@@ -95,7 +97,7 @@ async function stalenessOf(device: Device): Promise<number | null> {
   const job = device.timeline.find((entry) => entry.kind === "update")?.job;
   if (!job) return null;
   const its = device.timeline.filter((entry) => entry.job === job);
-  const { versions } = await get<{ versions: Version[] }>(`/jobs/${segment(job)}/versions`, { order: "newest", limit: 200 });
+  const versions = (await newestVersions(job, STALENESS_VERSIONS)).toReversed();
   const delays = its.flatMap((entry, index) => {
     if (entry.kind !== "update") return [];
     const near = [its[index + 1], its[index - 1], its[index + 2]].find((other) => other?.kind === "evaluation");

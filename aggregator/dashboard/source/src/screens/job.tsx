@@ -3,6 +3,7 @@ import { useMemo } from "preact/hooks";
 import { get, getMarked, segment } from "../api";
 import { stalenessOf } from "../curve";
 import { bytes, count, percent, plural, significant } from "../format";
+import { newestVersions } from "../history";
 import { Bars, Share } from "../parts/bars";
 import { Chart } from "../parts/chart";
 import { Since } from "../parts/clock";
@@ -25,11 +26,11 @@ interface Seen {
   job: Job;
   etag: string | undefined;
   versions: Version[];
-  participation: Participation;
 }
 
 const VERSIONS = 1000;
 const SHOWN = 8;
+const PARTICIPATION_GAP_MS = 5000; // it has a row for each device
 
 export function JobScreen({ name }: { name: string }) {
   const seen = useResource<Seen>(
@@ -37,9 +38,15 @@ export function JobScreen({ name }: { name: string }) {
     () => read(name),
     (event) => [event.data["job"], event.data["name"]].includes(name),
   );
+  const participation = useResource<Participation>(
+    `participation ${name}`,
+    (signal) => get<Participation>(`/jobs/${segment(name)}/participation`, {}, signal),
+    (event) => event.data["job"] === name,
+    PARTICIPATION_GAP_MS,
+  );
   return (
     <Loaded from={seen} back={BACK}>
-      {({ job, etag, versions, participation }) => (
+      {({ job, etag, versions }) => (
         <>
           <Head title={job.name} back={BACK} note={<Line job={job} />}>
             <JobActions job={job} etag={etag} reload={seen.reload} />
@@ -58,8 +65,8 @@ export function JobScreen({ name }: { name: string }) {
             </Panel>
           </div>
           <div class="columns">
-            <Panel title="Participation" flush note={evenness(participation)}>
-              <Participants of={participation} />
+            <Panel title="Participation" flush note={participation.value ? evenness(participation.value) : " "}>
+              <Loaded from={participation}>{(found) => <Participants of={found} />}</Loaded>
             </Panel>
             <Panel title="Newest versions" flush actions={<a href={href(["jobs", name, "versions"])}>All versions</a>}>
               <VersionTable job={job} versions={versions.slice(-SHOWN).reverse()} brief />
@@ -76,12 +83,11 @@ export function JobScreen({ name }: { name: string }) {
 
 async function read(name: string): Promise<Seen> {
   const path = `/jobs/${segment(name)}`;
-  const [{ value, etag }, { versions }, participation] = await Promise.all([
+  const [{ value, etag }, versions] = await Promise.all([
     getMarked<Job>(path),
-    get<{ versions: Version[] }>(`${path}/versions`, { order: "newest", limit: VERSIONS }),
-    get<Participation>(`${path}/participation`),
+    newestVersions(name, VERSIONS),
   ]);
-  return { job: value, etag, versions: versions.reverse(), participation };
+  return { job: value, etag, versions };
 }
 
 function Line({ job }: { job: Job }) {

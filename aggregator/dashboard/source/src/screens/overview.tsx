@@ -1,6 +1,7 @@
 // The fleet at one look.
 import { get } from "../api";
 import { bytes, count, percent, plural, significant } from "../format";
+import { newestVersions } from "../history";
 import { Bars } from "../parts/bars";
 import { Ago } from "../parts/clock";
 import { JobCurve } from "../parts/curve";
@@ -91,9 +92,7 @@ async function read(signal: AbortSignal): Promise<Seen> {
   const order = [...jobs].sort((a, b) => rank(a) - rank(b) || b.created_at - a.created_at);
   const shown = order[0] ?? null;
   if (!shown) return { fleet, jobs: order, shown, versions: [] };
-  const path = `/jobs/${encodeURIComponent(shown.name)}/versions`;
-  const { versions } = await get<{ versions: Version[] }>(path, { order: "newest", limit: CURVE_VERSIONS }, signal);
-  return { fleet, jobs: order, shown, versions: versions.reverse() };
+  return { fleet, jobs: order, shown, versions: await newestVersions(shown.name, CURVE_VERSIONS, signal) };
 }
 
 function rank(job: Job): number {
