@@ -23,6 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_client.wire import chunks
 from edge_client.wire.errors import LocalWireError
+from edge_client.wire.limits import PACKET_BYTES_ASSUMED
 
 WINDOW = (
     64  # unacknowledged messages the broker may send: 16 to 512 measure the same (bench), and 64 are enough
@@ -150,9 +151,9 @@ class Link:
 
     def _check_size(self, topic: str, payload: bytes) -> None:
         if not chunks.fits(len(payload), self.packet_bytes_max):
-            raise LocalWireError(
-                f"{len(payload)} B to {topic}; the broker takes packets of {self.packet_bytes_max} B"
-            )
+            stated = self.packet_bytes_max
+            limit = f"{PACKET_BYTES_ASSUMED} B, as far as is known" if stated is None else f"{stated} B"
+            raise LocalWireError(f"{len(payload)} B to {topic}; the broker takes packets of {limit}")
 
     def _send(self, topic: str, payload: bytes, retain: bool, future: asyncio.Future[None]) -> None:
         self._sent[self._client.publish(topic, payload, qos=1, retain=retain).mid] = future

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from edge_client.wire import frame
 from edge_client.wire.errors import LocalWireError, RemoteWireError
-from edge_client.wire.limits import CHUNK_BYTES, CHUNK_COUNT_MAX, FRAME_BYTES_MAX, PACKET_OVERHEAD_BYTES
+from edge_client.wire.limits import (
+    CHUNK_BYTES,
+    CHUNK_COUNT_MAX,
+    FRAME_BYTES_MAX,
+    PACKET_BYTES_ASSUMED,
+    PACKET_OVERHEAD_BYTES,
+)
 
 _HEAD = struct.Struct("<III8s")
 OVERHEAD_BYTES = frame.OVERHEAD_BYTES + _HEAD.size
@@ -43,8 +49,12 @@ def chunk_bytes(packet_bytes_max: int | None) -> int:
 
 
 def fits(payload_bytes: int, packet_bytes_max: int | None) -> bool:
-    """True when a broker takes a PUBLISH with this much payload, topic and properties included (I9)."""
-    return packet_bytes_max is None or payload_bytes + PACKET_OVERHEAD_BYTES <= packet_bytes_max
+    """True when a broker takes a PUBLISH with this much payload, topic and properties included (I9).
+
+    One that states no limit (None) has one all the same, and ends the connection over a packet beyond it.
+    """
+    limit = PACKET_BYTES_ASSUMED if packet_bytes_max is None else packet_bytes_max
+    return payload_bytes + PACKET_OVERHEAD_BYTES <= limit
 
 
 def count(size: int, chunk_size: int) -> int:

@@ -10,6 +10,9 @@ PARAMETER_COUNT_MAX = 16 * 1024 * 1024  # parameters of one model: 64 MB of fp32
 SAMPLES_MAX = (
     65535  # n_samples is a u16; more samples than this weigh the same, so one device cannot dominate
 )
+PACKET_BYTES_ASSUMED = (
+    128 * 1024
+)  # of a broker that states no limit (MQTT 3.1.1, rumqttd): the least of the above
 PACKET_OVERHEAD_BYTES = 1024  # topic, properties and fixed header of one PUBLISH, rounded up
 BLOB_WINDOW_MAX = 16  # chunks one device may ask for at once: 0.22 s for 8 MiB on loopback, 1.6 s with one
 FANOUT_BYTES_MAX = (

@@ -10,7 +10,7 @@ from edge_client.wire.messages import DeviceState
 from tests.browser.stage import Stage
 from tests.e2e.conftest import until
 from tests.e2e.server import fedfleet
-from tests.e2e.throttle import Throttle
+from tests.proxy import Proxy
 
 RATE_BYTES_S = 1e9  # the line is to break, not to be slow
 
@@ -126,7 +126,7 @@ def test_a_broken_connection_goes_on_after_the_last_event(stage, page, complaint
     complaints.expect("ERR_")
     asked = []
     page.on("request", lambda request: request.url.endswith("/events") and asked.append(request.headers))
-    line = Throttle(stage.port, RATE_BYTES_S)
+    line = Proxy(stage.port, rate=RATE_BYTES_S)
     try:
         page.goto(f"http://127.0.0.1:{line.port}/#/events?kinds=device")
         expect(page.get_by_text("Live", exact=True)).to_be_visible()

@@ -91,7 +91,7 @@ def test_a_device_that_joins_late_catches_up_by_one_merged_delta(fleet, bundle):
 
 
 def test_a_broker_killed_with_updates_in_flight_loses_none(fleet, bundle):
-    """I1: kill -9 of the broker twice; devices send again what has no receipt."""
+    """I1, R-023: kill -9 of the broker twice; devices send again what has no receipt."""
     fleet.start_job(bundle)
     for name in DEVICES:
         fleet.start_device(name)
@@ -144,7 +144,7 @@ def test_what_devices_observe_of_activations_survives_kills_and_makes_an_int8_mo
 
 
 def test_a_broker_that_takes_only_small_packets_is_enough(tmp_path, bundle, monkeypatch):
-    """I9: with packets of at most 5 000 bytes, bundle, models and updates go in chunks and nothing is refused."""
+    """I9, R-020: with packets of at most 5 000 bytes, bundle, models and updates go in chunks and nothing is refused."""
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed; iotcore states no Maximum Packet Size")
     monkeypatch.setattr("broker_bridge.broker.PACKET_BYTES_MAX", 5000)

@@ -59,6 +59,11 @@ class Node:
         )
         self.log = folder / "daemon.log"
 
+    def username(self, name):
+        """Connect under this user name."""
+        text = self.config.read_text()
+        self.config.write_text(text.replace("[broker]\n", f'[broker]\nusername = "{name}"\n'))
+
     def start(self):
         """Start the daemon; its log goes on in the same file."""
         with self.log.open("ab") as log:

@@ -201,7 +201,7 @@ def test_updates_sent_again_after_a_kill_are_logged_once(rig, tools):
 
 
 def test_killed_broker_is_survived(rig, tools):
-    """A bridge whose broker was killed connects again, restores retained offers, and goes on."""
+    """R-023: a bridge whose broker was killed connects again, restores retained offers, and goes on."""
     rig.swing(cells.down_key(topics.offer("all", "har")), b'{"job":"har"}')
     watcher = rig.device("watcher", topics.offer_filter("all"))
     watcher.inbox.get(timeout=10)
@@ -276,9 +276,7 @@ def test_downlink_publishes_each_cell_and_resumes(rig):
 
 
 def test_oversized_cell_is_never_handed_to_the_broker(rig):
-    """I9: a cell larger than the broker takes is skipped and logged, and what follows it is published."""
-    if rig.broker.kind == "iotcore":
-        pytest.skip("iotcore states no Maximum Packet Size")
+    """I9, R-020: a cell larger than the broker takes is skipped and logged, and what follows it is published."""
     device = rig.device("pi-11")
     rig.swing(cells.down_key(topics.assign("pi-11", "a")), bytes(1024 * 1024))
     rig.swing(cells.down_key(topics.assign("pi-11", "b")), b"small")
@@ -351,7 +349,7 @@ def test_bridge_tells_whether_it_is_up(rig, tools):
 
 
 def test_older_protocol_is_fallen_back_to(rig, tools):
-    """A broker that speaks MQTT 3.1.1 only is served as well."""
+    """R-032: a broker that speaks MQTT 3.1.1 only is served as well."""
     if rig.broker.kind != "iotcore":
         pytest.skip("mosquitto speaks both versions on one port")
     assert rig.stop_bridge() == 0

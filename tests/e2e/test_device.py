@@ -102,7 +102,7 @@ def test_killed_while_training_goes_on_without_reusing_a_name(bridge, node):
 
 
 def test_killed_with_unreceipted_update_sends_the_same_again(bridge, node):
-    """I1, I4: an update without a receipt survives kill -9 and is sent again, same uid and bytes."""
+    """I1, I4, R-029: an update without a receipt survives kill -9 and is sent again, same uid and bytes."""
     bridge.offer()
     node.start()
     bridge.assign(bridge.ask())
@@ -169,7 +169,7 @@ def test_unreachable_broker_is_tried_until_it_is_there(tmp_path):
 
 
 def test_broker_of_the_old_protocol_is_spoken_to_in_it(broker, tmp_path):
-    """MQTT 3.1.1 is the floor: where MQTT 5 gets no answer, the daemon falls back by itself."""
+    """R-032: MQTT 3.1.1 is the floor: where MQTT 5 gets no answer, the daemon falls back by itself."""
     bridge = Bridge(broker.port)
     node = Node(tmp_path, broker.port_v311, protocol="auto" if broker.kind == "iotcore" else "3.1.1").start()
     try:

@@ -8,7 +8,7 @@ from edge_client.wire.messages import Assignment, Offer, TrainingPlan, UplinkPla
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
 from tests.e2e.fleet import SCHEMA, Bridge, Node
-from tests.e2e.throttle import Throttle
+from tests.proxy import Proxy
 
 RATE = 6_000  # bytes a second
 BUDGET_S = 0.25
@@ -26,8 +26,8 @@ def test_updates_shrink_to_what_the_link_carries_in_time(broker, tmp_path):
     manifest = open_bundle(path).manifest
     sizes = [t.size for t in manifest.tensors]
     model = open_bundle(path).member("params.keyframe")
-    bridge, throttle = Bridge(broker.port), Throttle(broker.port, RATE)
-    node = Node(tmp_path, throttle.port, child="")
+    bridge, thin = Bridge(broker.port), Proxy(broker.port, rate=RATE)
+    node = Node(tmp_path, thin.port, child="")
     bundle = bridge.blob(path.read_bytes())
     bridge.say(topics.offer("all", "job"), Offer("job", "demo", SCHEMA, bundle, 5.0), retain=True)
     plan = TrainingPlan(3, 8, 0.05, DENSITY, 100.0, uplink=UplinkPlan(sum(sizes), BUDGET_S, 0.001, DENSITY))
@@ -63,5 +63,5 @@ def test_updates_shrink_to_what_the_link_carries_in_time(broker, tmp_path):
         assert len(third) < len(first) / 2
     finally:
         node.stop()
-        throttle.close()
+        thin.close()
         bridge.close()

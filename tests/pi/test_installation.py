@@ -39,7 +39,7 @@ def needed(installed, name, machine):
 
 
 def test_a_device_installs_the_base_list_and_no_more(pi, report):
-    """Every distribution on the device is one that fedfleet without extras needs, and none of those is missing."""
+    """R-035: every distribution on the device is one that fedfleet without extras needs, and none of those is missing."""
     machine, distributions = report
     installed = {canonicalize_name(name): requires for name, requires in distributions.items()}
     size_bytes = sum(p.stat().st_size for p in (pi.made / "venv/lib").rglob("*") if p.is_file())

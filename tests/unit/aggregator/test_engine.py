@@ -306,7 +306,7 @@ def test_a_job_that_ends_without_a_buffer_exports_all_that_was_learned(drive, bu
 
 
 def test_an_ended_or_unknown_job_is_answered_at_birth_and_ask(drive, bundle):
-    """A device that was away while its job ended learns it when it comes back."""
+    """R-016: a device that was away while its job ended learns it when it comes back."""
 
     async def body(site):
         await site.start_job(bundle)
@@ -408,7 +408,7 @@ def test_rejections_are_counted_and_change_no_model(drive, bundle):
 
 
 def test_the_will_of_a_replaced_connection_is_ignored(drive, bundle):
-    """A broker may publish a will late; its conn_seq tells that the device is back already."""
+    """R-019: a broker may publish a will late; its conn_seq tells that the device is back already."""
 
     async def body(site):
         await site.start_job(bundle)

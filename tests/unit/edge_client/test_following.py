@@ -122,7 +122,7 @@ def test_an_answer_to_an_ask_of_before_a_restart_is_not_taken():
 
 
 def test_an_unfitting_delta_ends_the_listening(drive):
-    """Duplicates are ignored; after a gap or a damaged delta nothing is listened to, and the rest is pulled."""
+    """R-006: duplicates are ignored; after a gap or a damaged delta nothing is listened to, and the rest is pulled."""
     assert drive(seen(3)) == []
     drive(seen(4))
     assert drive(seen(4)) == []

@@ -315,7 +315,7 @@ def test_rows_are_sent_again_until_a_receipt_with_growing_waits(drive):
 
 
 def test_uploads_are_held_while_every_bridge_is_down(drive):
-    """Rows wait while all known bridges are down; a stale will of an earlier connection counts for nothing."""
+    """R-019: rows wait while all known bridges are down; a stale will of an earlier connection counts for nothing."""
     drive.to(Phase.TRAINING)
     drive(ev.BridgeState("bridge", up=True, conn_seq=5))
     drive(ev.BridgeState("bridge", up=False, conn_seq=4))
