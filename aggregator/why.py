@@ -67,7 +67,7 @@ def _busy(task: TaskRecord, work: Work, now: float) -> Because:
     assert task.status is not None
     silent_s = now - task.at
     if silent_s > work.lease_s:
-        text = f"It took a place and has not been heard of since, {_ago(silent_s)}; its lease was {work.lease_s:g} s."
+        text = f"It took a place and was last heard of {_ago(silent_s)}; its lease of {work.lease_s:g} s is over."
         return Because(work.name, training=False, text=text)
     progress = task.status.progress
     match task.status.state:

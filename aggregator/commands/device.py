@@ -44,10 +44,10 @@ def list_devices(*, fleet: Fleet, watch: bool, as_json: bool, **filters: Any) ->
 @asks_server
 @json_option
 def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
-    """Show one device: what it is, what it does for each job, and what it lately did."""
-    found = fleet.device(device)
+    """Show one device: what it is, why it trains or does not, and what it lately did."""
+    found, because = fleet.device(device), fleet.why(device)
     if as_json:
-        print_json(found)
+        print_json({**found, "because": because})
         return
     console = Console()
     info = found["info"] or {}
@@ -56,6 +56,7 @@ def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
         ("device", f"{found['device']} ({found['state']})"),
         ("seen", _time(found["seen"])),
         ("paused", _paused(found) or "no"),
+        *(("why", f"{b['job']}: {b['text']}" if b["job"] else b["text"]) for b in because),
         ("cohort", found["cohort"]),
         ("tags", ", ".join(found["tags"]) or "none"),
         ("software", f"{info.get('software', 'unknown')} {info.get('arch', '')}"),

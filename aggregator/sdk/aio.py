@@ -90,6 +90,10 @@ class AsyncFleet:
         """One device with its timeline."""
         return await self._wire.do(calls.get(calls.device_path(device)))
 
+    async def why(self, device: str) -> list[Record]:
+        """Why it trains or does not: of each job that has not ended `job`, `training` and a sentence, `text`."""
+        return await self._wire.do(calls.why(device))
+
     async def tag(self, device: str, tags: Iterable[str]) -> Record:
         """Replace a device's tags."""
         return await self._wire.do(calls.tag(device, list(tags)))
@@ -105,6 +109,10 @@ class AsyncFleet:
     async def forget(self, device: str) -> Record:
         """Remove what is known of a device that is not connected; what was known of it. Its updates stay folded."""
         return await self._wire.do(calls.order(device, "forget"))
+
+    async def summary(self) -> Record:
+        """The fleet at one look: devices by state and by what they do, update rate, bytes, alerts."""
+        return await self._wire.do(calls.get("/fleet"))
 
     async def updates(self, *, verdict: str | None = None, job: str | None = None) -> list[Record]:
         """Verdicts on the newest updates, newest first."""

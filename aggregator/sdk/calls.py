@@ -116,6 +116,11 @@ def tag(device: str, tags: list[str]) -> Call[Record]:
     return Call("PUT", f"{device_path(device)}/tags", record, body={"tags": tags})
 
 
+def why(device: str) -> Call[list[Record]]:
+    """Why a device trains or does not."""
+    return Call("GET", f"/fleet/why/{quote(device, safe='')}", lambda answer: list(record(answer)["because"]))
+
+
 def order(device: str, what: str) -> Call[Record]:
     """Pause, resume or forget a device."""
     return post(f"{device_path(device)}/{what}")

@@ -154,6 +154,10 @@ class Fleet:
         """One device with its timeline."""
         return self._wire.do(calls.get(calls.device_path(device)))
 
+    def why(self, device: str) -> list[Record]:
+        """Why it trains or does not: of each job that has not ended `job`, `training` and a sentence, `text`."""
+        return self._wire.do(calls.why(device))
+
     def tag(self, device: str, tags: Iterable[str]) -> Record:
         """Replace a device's tags."""
         return self._wire.do(calls.tag(device, list(tags)))
@@ -169,6 +173,10 @@ class Fleet:
     def forget(self, device: str) -> Record:
         """Remove what is known of a device that is not connected; what was known of it. Its updates stay folded."""
         return self._wire.do(calls.order(device, "forget"))
+
+    def summary(self) -> Record:
+        """The fleet at one look: devices by state and by what they do, update rate, bytes, alerts."""
+        return self._wire.do(calls.get("/fleet"))
 
     def updates(self, *, verdict: str | None = None, job: str | None = None) -> list[Record]:
         """Verdicts on the newest updates, newest first."""

@@ -226,6 +226,25 @@ def test_devices_are_shown_at_the_command_line(fleet, server):
     assert "birth" in shown
 
 
+def test_the_sdk_says_why_a_device_does_not_train(fleet, server):
+    """The sentences of the dashboard come both ways, and at the command line; so does the fleet at one look."""
+    server.say("asked-about", "state", DeviceState("lost", 1))
+    until(lambda: fleet.devices(q="asked-about"), "it spoke")
+    (because,) = fleet.why("asked-about")
+    assert because["text"].startswith("Its connection broke without a farewell")
+    assert "without a farewell" in fedfleet("device", "show", "asked-about", "--server", fleet.url).stdout
+    assert fleet.summary()["devices"]["states"]["lost"] >= 1
+
+    async def main():
+        async with AsyncFleet(fleet.url) as other:
+            assert await other.why("asked-about") == [because]
+            assert (await other.summary())["devices"]["total"] >= 1
+
+    asyncio.run(main())
+    with pytest.raises(FleetError, match="no device named nobody"):
+        fleet.why("nobody")
+
+
 def test_devices_are_paused_resumed_and_forgotten(fleet, server):
     """The SDK, both ways, and the commands do the same things to a device, and say who paused it."""
     server.say("ordered", "state", DeviceState("lost", 1))

@@ -78,6 +78,11 @@ def test_a_device_that_is_silent_past_its_lease_is_late(fleet):
     async def body(site, api):
         site.clock.now += LEASE_S + 1
         assert (await rows(api, doing="late")) == {"busy": "late"}
+        (because,) = (await api.get("/fleet/why/busy")).json()["because"]
+        assert (
+            because["text"]
+            == "It took a place and was last heard of 1 minute ago; its lease of 60 s is over."
+        )
         await status(site, "busy", "uploading", rev=2)
         await site.step()
         assert (await rows(api, doing="late")) == {}

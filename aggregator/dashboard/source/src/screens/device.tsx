@@ -1,13 +1,13 @@
 // One device: what it is, whether it trains and why not, what it did lately.
 import { useState } from "preact/hooks";
 import { get, getMarked, put, segment } from "../api";
-import { bytes, count, percent, plural } from "../format";
+import { bytes, count } from "../format";
 import { attempt } from "../notice";
 import { newestVersions } from "../history";
-import { Ago, Since } from "../parts/clock";
+import { Since } from "../parts/clock";
 import { type Figure, Figures } from "../parts/figures";
 import { Icon } from "../parts/icon";
-import { Empty, Loaded } from "../parts/loaded";
+import { Loaded } from "../parts/loaded";
 import { Panel } from "../parts/panel";
 import { Status } from "../parts/status";
 import { TagEditor } from "../parts/tageditor";
@@ -17,6 +17,7 @@ import { may, me } from "../session";
 import { useStore } from "../store";
 import type { Because, Device, Verdict } from "../types";
 import { DeviceActions } from "./deviceactions";
+import { Datasets, Identity, Receipts, Tasks } from "./devicefacts";
 import { Head } from "./head";
 import { Timeline } from "./timeline";
 
@@ -131,8 +132,7 @@ function figures(device: Device, verdicts: Verdict[], staleness: number | null):
     },
     {
       label: "Last accepted",
-      value: newest ? <Ago at={newest.at} /> : "–",
-      unit: newest ? "ago" : "",
+      value: newest ? <Since at={newest.at} /> : "–",
       note: newest?.job,
     },
   ];
@@ -168,114 +168,4 @@ function Tags({ device, etag, reload }: { device: Device; etag: string | undefin
     reload();
   }
   return <TagEditor tags={device.tags} editable={may(who, "operator")} busy={busy} onChange={(tags) => void change(tags)} />;
-}
-
-function Identity({ device }: { device: Device }) {
-  const { info } = device;
-  if (!info) return <p class="quiet">It has not introduced itself yet.</p>;
-  return (
-    <dl class="facts">
-      <dt>Cohort</dt>
-      <dd>{device.cohort}</dd>
-      <dt>Software</dt>
-      <dd>{info.software}</dd>
-      <dt>Machine</dt>
-      <dd>{info.arch}</dd>
-      <dt>Runtime</dt>
-      <dd>{info.runtime}</dd>
-      <dt>Protocol</dt>
-      <dd class="num">{info.protocol}</dd>
-      <dt>Codecs</dt>
-      <dd>{info.codecs.join(", ")}</dd>
-    </dl>
-  );
-}
-
-function Datasets({ device }: { device: Device }) {
-  const sets = device.info?.datasets ?? [];
-  if (sets.length === 0) return <Empty title="No data declared" />;
-  return (
-    <table class="compact">
-      <thead>
-        <tr>
-          <th>Data set</th>
-          <th>A sample</th>
-          <th class="right">Samples</th>
-        </tr>
-      </thead>
-      <tbody>
-        {sets.map((set) => (
-          <tr key={set.name}>
-            <td class="clip">{set.name}</td>
-            <td class="num">{set.data.shape.join(" × ")}</td>
-            <td class="right num">{count(set.n_samples)}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  );
-}
-
-function Tasks({ device }: { device: Device }) {
-  const tasks = Object.entries(device.tasks);
-  if (tasks.length === 0) return <Empty title="No part in any job yet" />;
-  return (
-    <table class="compact">
-      <thead>
-        <tr>
-          <th>Job</th>
-          <th>Says</th>
-          <th class="right">Updates</th>
-          <th class="right">Since</th>
-        </tr>
-      </thead>
-      <tbody>
-        {tasks.map(([job, task]) => (
-          <tr key={job}>
-            <td class="clip">
-              <a href={href(["jobs", job])}>{job}</a>
-            </td>
-            <td class="wrap">
-              {task.status?.state ?? "–"}
-              {task.status?.progress != null && task.status.state === "training" && ` ${percent(task.status.progress, 0)}`}
-              {task.status?.reason && <span class="quiet">: {task.status.reason}</span>}
-            </td>
-            <td class="right num">{count(task.accepted)}</td>
-            <td class="right">
-              <Ago at={task.at} />
-            </td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  );
-}
-
-function Receipts({ of }: { of: Verdict[] }) {
-  if (of.length === 0) return <Empty title="No update lately" />;
-  return (
-    <table class="compact">
-      <caption class="hidden">{plural(of.length, "newest receipt")}</caption>
-      <thead>
-        <tr>
-          <th>Verdict</th>
-          <th class="right">Bytes</th>
-          <th class="right">Age</th>
-        </tr>
-      </thead>
-      <tbody>
-        {of.map((verdict) => (
-          <tr key={verdict.number}>
-            <td class="wrap">
-              <Status of={verdict.verdict} /> {verdict.reason && <span class="quiet">{verdict.reason}</span>}
-            </td>
-            <td class="right num">{bytes(verdict.bytes)}</td>
-            <td class="right">
-              <Ago at={verdict.at} />
-            </td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  );
 }

@@ -1,7 +1,7 @@
 // One job: how good its model is by now, who takes part, what it costs.
 import { useMemo } from "preact/hooks";
 import { get, getMarked, segment } from "../api";
-import { stalenessOf } from "../curve";
+import { curveOf, stalenessOf } from "../curve";
 import { bytes, count, percent, plural, significant } from "../format";
 import { newestVersions } from "../history";
 import { Bars, Share } from "../parts/bars";
@@ -102,7 +102,7 @@ function Line({ job }: { job: Job }) {
 function figures(job: Job, versions: Version[]): Figure[] {
   const dense = job.updates * job.parameters * 4;
   const rejected = Object.values(job.rejected).reduce((a, b) => a + b, 0);
-  const spread = [...versions].reverse().find((version) => version.holdout_spread !== null)?.holdout_spread;
+  const spread = curveOf(versions).spread.findLast((value) => value !== null);
   const figure: Figure =
     job.accuracy !== null
       ? { label: "Accuracy", value: percent(job.accuracy), note: spread != null ? `± ${percent(spread)} over devices` : undefined }

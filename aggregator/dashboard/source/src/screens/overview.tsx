@@ -3,17 +3,17 @@ import { get } from "../api";
 import { bytes, count, percent, plural, significant } from "../format";
 import { newestVersions } from "../history";
 import { Bars } from "../parts/bars";
-import { Ago } from "../parts/clock";
 import { JobCurve } from "../parts/curve";
 import { type Figure, Figures } from "../parts/figures";
-import { Icon } from "../parts/icon";
 import { Empty, Loaded } from "../parts/loaded";
 import { Panel } from "../parts/panel";
 import { Status } from "../parts/status";
 import { useResource } from "../resource";
 import { href } from "../route";
-import type { Alert, FleetSummary, Job, Version } from "../types";
+import type { FleetSummary, Job, Version } from "../types";
+import { Alerts } from "./alerts";
 import { Head } from "./head";
+import { JobList, SoftwareList, VersionList } from "./overviewlists";
 
 interface Seen {
   fleet: FleetSummary;
@@ -23,6 +23,7 @@ interface Seen {
 }
 
 const CURVE_VERSIONS = 400;
+const SPANS = [15, 30]; // minutes
 const NEWEST_VERSIONS = 5;
 
 export function Overview() {
@@ -139,48 +140,27 @@ function figures({ devices, updates, cost }: FleetSummary): Figure[] {
   ];
 }
 
-function Rate({ minutes }: { minutes: number[] }) {
-  const ticks = new Set([0, 15, 30, 45, minutes.length - 1]);
+// The last quarter or half of an hour is enough where nothing happened before.
+function shownOf(minutes: number[]): number[] {
+  const oldest = minutes.length - minutes.findIndex((value) => value > 0);
+  return minutes.slice(-(SPANS.find((span) => oldest <= span) ?? minutes.length));
+}
+
+function Rate({ minutes: known }: { minutes: number[] }) {
+  const minutes = shownOf(known);
+  const step = minutes.length / 3;
   return (
     <Bars
       dense
       of={minutes.map((value, index) => {
         const ago = minutes.length - 1 - index;
         const when = ago === 0 ? "now" : `${ago} min ago`;
-        return { label: ticks.has(index) ? (ago === 0 ? "now" : `−${ago}`) : "", value, hint: `${when}: ${plural(value, "update")}` };
+        return { label: ago === 0 ? "now" : ago % step === 0 ? `−${ago}` : "", value, hint: `${when}: ${plural(value, "update")}` };
       })}
-      axis={`minutes · the most was ${count(Math.max(0, ...minutes))} in one`}
-      summary={`Updates that went into versions, by minute: ${count(last(minutes, 60))} in the last hour, ${count(last(minutes, 1))} in this minute.`}
+      axis={`minutes ago · the most was ${count(Math.max(0, ...minutes))} in one`}
+      summary={`Updates that went into versions, by minute: ${count(last(known, 60))} in the last hour, ${count(last(known, 1))} in this minute.`}
     />
   );
-}
-
-function Alerts({ of }: { of: Alert[] }) {
-  if (of.length === 0) {
-    return (
-      <p class="all-well">
-        <Icon name="check" /> All is well.
-      </p>
-    );
-  }
-  return (
-    <ul class="alerts">
-      {of.map((alert) => (
-        <li key={alert.text} class={alert.level}>
-          <Icon name={alert.level === "note" ? "note" : "bad"} />
-          <span>
-            {alert.text} <AlertLink alert={alert} />
-          </span>
-        </li>
-      ))}
-    </ul>
-  );
-}
-
-function AlertLink({ alert }: { alert: Alert }) {
-  if (alert.job) return <a href={href(["jobs", alert.job])}>Open the job</a>;
-  if (alert.state || alert.doing) return <a href={href(["devices"], { state: alert.state, doing: alert.doing })}>Show them</a>;
-  return null;
 }
 
 function JobLine({ job }: { job: Job }) {
@@ -188,94 +168,5 @@ function JobLine({ job }: { job: Job }) {
     <>
       <Status of={job.state} /> {job.spec.strategy} on <b>{job.spec.dataset}</b>, version {count(job.version)}
     </>
-  );
-}
-
-function JobList({ jobs }: { jobs: Job[] }) {
-  return (
-    <table class="compact">
-      <thead>
-        <tr>
-          <th>Job</th>
-          <th>State</th>
-          <th class="right">Version</th>
-          <th class="right">Accuracy</th>
-        </tr>
-      </thead>
-      <tbody>
-        {jobs.slice(0, 6).map((job) => (
-          <tr key={job.name}>
-            <td class="clip">
-              <a href={href(["jobs", job.name])}>{job.name}</a>
-            </td>
-            <td>
-              <Status of={job.state} />
-            </td>
-            <td class="right num">{count(job.version)}</td>
-            <td class="right num">{percent(job.accuracy)}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  );
-}
-
-function VersionList({ versions }: { versions: Version[] }) {
-  return (
-    <table class="compact">
-      <thead>
-        <tr>
-          <th>Version</th>
-          <th class="right">Updates</th>
-          <th class="right">Accuracy</th>
-          <th class="right">Age</th>
-        </tr>
-      </thead>
-      <tbody>
-        {versions.map((version) => (
-          <tr key={version.version}>
-            <td class="num">v{version.version}</td>
-            <td class="right num">{count(version.updates)}</td>
-            <td class="right num">{percent(version.accuracy)}</td>
-            <td class="right">
-              <Ago at={version.at} />
-            </td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  );
-}
-
-function SoftwareList({ fleet }: { fleet: FleetSummary }) {
-  const { software } = fleet.devices;
-  if (software.length === 0) {
-    return (
-      <Empty title="No device yet">
-        <p>
-          A device shows up here when it first speaks: <code>fedfleet device run --config device.toml</code>
-        </p>
-      </Empty>
-    );
-  }
-  return (
-    <table class="compact">
-      <thead>
-        <tr>
-          <th>Version on devices</th>
-          <th class="right">Devices</th>
-        </tr>
-      </thead>
-      <tbody>
-        {software.map((entry) => (
-          <tr key={entry.software}>
-            <td class="clip">
-              <a href={href(["devices"], { software: entry.software === "unknown" ? "" : entry.software })}>{entry.software}</a>
-            </td>
-            <td class="right num">{count(entry.devices)}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
   );
 }
