@@ -148,4 +148,4 @@ def _of_job(name: str, job: Job, found: Mapping[str, Any], now: float) -> list[A
 
 
 def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    return f"{number:,} {one if number == 1 else many}"

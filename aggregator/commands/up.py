@@ -75,6 +75,7 @@ def up(state_dir: Path, host: str, port: int, mqtt_port: int, broker: str, *, as
 def _say(supervisor: Supervisor, *, as_json: bool) -> None:
     assert supervisor.broker is not None
     facts = {
+        "dashboard": f"{supervisor.url}/",
         "api": f"{supervisor.url}/api/v1",
         "mqtt": f"127.0.0.1:{supervisor.broker.port}",
         "mqtt_v311": f"127.0.0.1:{supervisor.broker.port_v311}",

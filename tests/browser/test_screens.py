@@ -119,6 +119,23 @@ def test_the_overview_shows_the_fleet_at_one_look(at):
     expect(page.get_by_role("link", name="van-1")).to_be_visible()
 
 
+def test_what_was_read_last_stays_when_the_server_fails(at, stage, complaints):
+    """A screen that cannot be read again says so and goes on showing; one that never could offers to try again."""
+    complaints.expect("ERR_FAILED")
+    page = at("#/overview")
+    page.route("**/api/v1/fleet", lambda route: route.abort())
+    stage.api.put(
+        "/devices/watch-3/tags", json={"tags": ["lab"]}
+    )  # an event, upon which the page reads again
+    expect(page.get_by_text("Shown as last read. The server does not answer.")).to_be_visible()
+    expect(figure(page, "Lost")).to_have_text("1")
+    page.reload()
+    expect(page.get_by_role("heading", name="No answer")).to_be_visible()
+    page.unroute("**/api/v1/fleet")
+    page.get_by_role("button", name="Try again").click()
+    expect(figure(page, "Lost")).to_have_text("1")
+
+
 def test_a_link_of_the_navigation_leads_to_each_screen(at):
     """Screens are reached by name, and the page's title says which one it is."""
     page = at("#/")

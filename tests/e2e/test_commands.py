@@ -59,9 +59,10 @@ def gone(directory):
 
 def test_up_says_where_it_is(up):
     """`up --json` prints one document, whose addresses answer."""
-    assert set(up.facts) == {"api", "mqtt", "mqtt_v311", "broker", "state_dir"}
+    assert set(up.facts) == {"dashboard", "api", "mqtt", "mqtt_v311", "broker", "state_dir"}
     assert up.facts["broker"] == ("mosquitto" if find_mosquitto() else "iotcore")
     assert httpx.get(f"{up.facts['api']}/health").json()["status"] == "ok"
+    assert "<title>fedfleet</title>" in httpx.get(up.facts["dashboard"]).text
     for address in (up.facts["mqtt"], up.facts["mqtt_v311"]):
         host, port = address.split(":")
         socket.create_connection((host, int(port)), timeout=5).close()
