@@ -196,8 +196,7 @@ class Engine:
                 self.jobs[name] = job
             raise
         await self._downlink.clear(topics.version(job.spec.cohort, name))
-        for device in self.fleet.devices.values():
-            device.tasks.pop(name, None)
+        self.fleet.drop(name)
         self._dirty = True
         self.stream.publish("job", {"name": name, "state": "deleted"})
         log.info("job.deleted", job=name)

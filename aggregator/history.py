@@ -4,6 +4,7 @@ Hold-out figures come from devices that evaluated the version before they traine
 after it was committed; the rules that end a job look at them alone.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import msgspec
@@ -41,10 +42,32 @@ class VersionRecord(msgspec.Struct):
     reported: Reported = msgspec.field(default_factory=Reported)
 
 
+class Totals:
+    """What the updates of all versions add up to."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.bytes_up = 0
+        self.bytes_frames = 0
+        self.bytes_bound = 0
+        self.bytes_delta = 0
+        self.staleness: Counter[int] = Counter()  # updates by how many versions they were behind
+
+    def add(self, record: VersionRecord) -> None:
+        """Count a version in."""
+        self.updates += record.updates
+        self.bytes_up += record.bytes_up
+        self.bytes_frames += record.bytes_frames
+        self.bytes_bound += record.bytes_bound
+        self.bytes_delta += record.bytes_delta
+        self.staleness.update(record.staleness)
+
+
 class History:
     """Records of a job's versions, by version."""
 
     def __init__(self) -> None:
+        self.totals = Totals()
         self.records: list[VersionRecord] = []
         self.on_testset: dict[int, Metrics] = {}  # by version, where the job has a test set of the server's
         self._smoothed: list[Metrics | None] = []
@@ -52,6 +75,7 @@ class History:
     def add(self, record: VersionRecord) -> None:
         """A version was committed."""
         self.records.append(record)
+        self.totals.add(record)
         self._smoothed.append(None)
         self._smooth(record.version)
 

@@ -107,8 +107,7 @@ class Intake:
         record = msgspec.msgpack.decode(entry.body, type=RejectionRecord)
         # A name nobody offered is counted as one, so that made-up names cannot fill the memory (I6).
         name = uid.job if uid.job in self._jobs else UNKNOWN_JOB
-        task = self._fleet.task(uid.device, name, record.at)
-        task.rejected[record.code] = task.rejected.get(record.code, 0) + 1
+        self._fleet.reject(uid.device, name, record.code, record.at)
         if uid.job in self._jobs:
             self._jobs[uid.job].leases.release(uid.device, record.at)
 
@@ -118,7 +117,7 @@ class Intake:
         if record.topic == "state":
             self._state(device, decode(DeviceState, record.payload), at, taken)
         elif record.topic == "info":
-            self._fleet.device(device, at).info = decode(DeviceInfo, record.payload)
+            self._fleet.info(device, decode(DeviceInfo, record.payload), at)
         elif record.topic == "ask":
             self._ask(device, decode(Ask, record.payload), at, taken)
         elif record.topic == "forget":
@@ -144,7 +143,7 @@ class Intake:
             self._jobs[ask.job].ask(device, ask, at)
 
     def _forget(self, device: str, taken: Taken) -> None:
-        self._fleet.devices.pop(device, None)
+        self._fleet.forget(device)
         for job in self._jobs.values():
             job.leases.forget(device)
             job.participants.discard(device)

@@ -11,6 +11,7 @@ import msgspec
 
 from aggregator import ending
 from aggregator.audience import Audience
+from aggregator.gini import gini
 from aggregator.hidden import State
 from aggregator.history import History
 from aggregator.holdout import Holdout
@@ -78,6 +79,7 @@ class Job:
         self.paths.hold(self.version, self.state.model)
         self.audience = Audience(spec.fanout)
         self.participants: set[str] = set()
+        self._gini = ((-1, 0, 0), 0.0)
         self.folded = {partition: upto for partition, (_, upto) in self.manifest.included.items()}
         self.promoted: int | None = None  # the version that people are given unless they ask for another
         self.broken: str | None = None  # why no further version can be made
@@ -107,6 +109,17 @@ class Job:
     def buffered(self) -> int:
         """Updates folded since the last commit."""
         return len(self.learner.buffer.devices)
+
+    def contributions(self) -> dict[str, int]:
+        """Updates folded so far by device, of those that took part in vain none."""
+        return dict.fromkeys(self.participants, 0) | dict(self.learner.contributions)
+
+    def gini(self) -> float:
+        """How unevenly updates are shared out; counted anew when there is another update or participant."""
+        seen = (self.version, self.buffered, len(self.participants))
+        if self._gini[0] != seen:
+            self._gini = (seen, gini(self.contributions().values()))
+        return self._gini[1]
 
     # -- what the log says ---------------------------------------------------------------------------
 

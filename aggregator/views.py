@@ -1,6 +1,5 @@
 """What people see of jobs, versions, devices and bundles: plain dictionaries for API and commands."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +8,7 @@ import msgspec
 from aggregator.engine import Engine
 from aggregator.errors import NotFoundError, RefusedError
 from aggregator.fleet import DeviceRecord
-from aggregator.gini import gini
-from aggregator.history import VersionRecord
+from aggregator.history import Totals, VersionRecord
 from aggregator.job import Job
 from aggregator.reported import Reported
 from edge_client.wire.messages import Message, Metrics
@@ -20,28 +18,10 @@ View = dict[str, Any]
 
 def job(engine: Engine, name: str) -> View:
     """One job with its newest figures; raise NotFoundError."""
-    find_job(engine, name)
-    return jobs(engine, [name])[0]
-
-
-def jobs(engine: Engine, names: Sequence[str]) -> list[View]:
-    """These jobs, which exist, in one pass over the devices: there may be ten thousand of them."""
-    states: dict[str, Counter[str]] = {name: Counter() for name in names}
-    rejected: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for device in engine.fleet.devices.values():
-        for name, task in device.tasks.items():
-            if name not in states:
-                continue
-            rejected[name].update(task.rejected)
-            if task.status is not None and device.state == "ready":
-                states[name][task.status.state] += 1
-    return [_job(engine, name, dict(states[name]), dict(rejected[name])) for name in names]
-
-
-def _job(engine: Engine, name: str, states: dict[str, int], rejected: dict[str, int]) -> View:
-    found, record = engine.jobs[name], engine.store.records[name]
-    updates = sum(r.updates for r in found.history.records)
-    late = sum(tau * n for r in found.history.records for tau, n in r.staleness.items())
+    found, record = find_job(engine, name), engine.store.records[name]
+    totals, tally = found.history.totals, engine.fleet.tally(name)
+    versions = len(found.history.records) - 1
+    late = sum(tau * n for tau, n in totals.staleness.items())
     return {
         "name": name,
         "state": record.state,
@@ -53,24 +33,24 @@ def _job(engine: Engine, name: str, states: dict[str, int], rejected: dict[str, 
         "best_version": found.best(),
         "promoted_version": found.promoted,
         **_figures(found.history.newest),
-        "updates": updates,
+        "updates": totals.updates,
         "buffered": found.buffered,
-        "staleness_mean": late / updates if updates else 0.0,
+        "staleness_mean": late / totals.updates if totals.updates else 0.0,
         "training": len(found.leases.held),
         "waiting": len(found.leases.waiting),
         "participants": len(found.participants),
-        "device_states": states,
-        "rejected": rejected,
+        "device_states": dict(tally.doing),
+        "rejected": dict(tally.rejected),
         "parameters": found.bundle.parameters,
-        "participation_gini": gini(_contributions(found).values()),
+        "participation_gini": found.gini(),
         "testset": _newest_on_testset(found),
-        "bytes_up": sum(r.bytes_up for r in found.history.records),
-        **_price(found, found.history.records),
+        "bytes_up": totals.bytes_up,
+        **_price(found, totals),
         **_newest_report(found.history.records),
         "lag_norm": found.manifest.lag_norm,
         "downlink_mode": "lossless" if found.spec.downlink_density == 1 else "lossy",
         "fans_out": found.audience.pays,
-        "bytes_per_version": _mean([r.bytes_delta for r in found.history.records[1:]]),
+        "bytes_per_version": totals.bytes_delta / versions if versions else None,
         "spec": msgspec.to_builtins(record.spec),
     }
 
@@ -88,7 +68,7 @@ def version(found: Job, record: VersionRecord) -> View:
     view["stored"] = record.version in found.recent
     view["promoted"] = record.version == found.promoted
     view["parent"] = found.history.records[record.version - 1].manifest if record.version else None
-    view |= _price(found, [record])
+    view |= _price(found, record)
     view |= record.reported.mean()
     return view
 
@@ -96,7 +76,7 @@ def version(found: Job, record: VersionRecord) -> View:
 def participation(engine: Engine, name: str) -> View:
     """Updates folded by device, those that took part in vain included, and how evenly they are shared out."""
     found = find_job(engine, name)
-    counts = _contributions(found)
+    counts = found.contributions()
     total = sum(counts.values())
     devices = []
     for device_id, updates in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -110,11 +90,7 @@ def participation(engine: Engine, name: str) -> View:
                 "rejected": dict(task.rejected) if task else {},
             }
         )
-    return {"gini": gini(counts.values()), "updates": total, "devices": devices}
-
-
-def _contributions(found: Job) -> dict[str, int]:
-    return dict.fromkeys(found.participants, 0) | dict(found.learner.contributions)
+    return {"gini": found.gini(), "updates": total, "devices": devices}
 
 
 def _newest_on_testset(found: Job) -> View | None:
@@ -125,13 +101,12 @@ def _newest_on_testset(found: Job) -> View | None:
     return {"version": newest, **_figures(found.history.on_testset[newest])}
 
 
-def _price(found: Job, records: Sequence[VersionRecord]) -> View:
+def _price(found: Job, of: VersionRecord | Totals) -> View:
     """Bits an update takes per parameter, and its bytes over the entropy bound; null before there is one."""
-    updates, frames = sum(r.updates for r in records), sum(r.bytes_frames for r in records)
-    bound = sum(r.bytes_bound for r in records)
+    values = of.updates * found.bundle.parameters
     return {
-        "bits_per_parameter": 8 * frames / (updates * found.bundle.parameters) if updates else None,
-        "bytes_to_bound": frames / bound if bound else None,
+        "bits_per_parameter": 8 * of.bytes_frames / values if values else None,
+        "bytes_to_bound": of.bytes_frames / of.bytes_bound if of.bytes_bound else None,
     }
 
 
@@ -139,10 +114,6 @@ def _newest_report(records: Sequence[VersionRecord]) -> View:
     """What devices told of their updates from the newest version that any did train from."""
     newest = next((r.reported for r in reversed(records) if r.reported.devices), Reported())
     return newest.mean()
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _figures(metrics: Metrics | None) -> View:

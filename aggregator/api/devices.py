@@ -15,6 +15,7 @@ from aggregator.api.pages import LIMIT_DEFAULT, Cursor, Limit, answer, page_by_n
 from aggregator.callers import caller
 from aggregator.engine import Engine
 from aggregator.fleet import DeviceRecord
+from aggregator.marks import NONE
 from edge_client.wire.limits import JSON_BYTES_MAX
 
 DeviceStateName = Literal["ready", "disconnected", "lost", "unknown"]
@@ -53,19 +54,22 @@ def _add_reads(router: APIRouter, engine: Engine) -> None:
         cursor: Cursor = None,
     ) -> dict[str, Any]:
         """All devices that ever spoke, by id; filters hold together. `states` counts those found by state."""
-        found = [
-            record
-            for record in engine.fleet.devices.values()
-            if state in (None, record.state)
-            and cohort in (None, record.cohort)
-            and (tag is None or tag in engine.marks.of(record.device).tags)
-            and paused in (None, engine.marks.paused(record.device))
-            and (q is None or q.casefold() in _text(engine, record))
-        ]
-        found.sort(key=lambda record: record.device)
-        shown, after = page_by_name(found, lambda record: record.device, limit, cursor)
-        page = answer("devices", [views.device(engine, record) for record in shown], after, len(found))
-        return {**page, "states": dict(Counter(record.state for record in found))}
+        fleet = engine.fleet
+        names, states = fleet.names, fleet.states
+        if any(given is not None for given in (state, cohort, tag, paused, q)):
+            found = [fleet.devices[name] for name in names]
+            if state is not None:
+                found = [record for record in found if record.state == state]
+            if cohort is not None:
+                found = [record for record in found if record.cohort == cohort]
+            found = _marked(engine, found, tag, paused=paused)
+            if q is not None:
+                words = q.casefold()
+                found = [r for r in found if words in fleet.text(r) or words in _marks(engine, r.device)]
+            names, states = [record.device for record in found], Counter(record.state for record in found)
+        shown, after = page_by_name(names, str, limit, cursor)
+        devices = [views.device(engine, fleet.devices[n]) for n in shown]
+        return {**answer("devices", devices, after, len(names)), "states": dict(states)}
 
     @router.get("/devices/{device}", responses=example({**examples.DEVICE, "timeline": [examples.MOMENT]}))
     async def show_device(device: str, response: Response) -> dict[str, Any]:
@@ -120,13 +124,21 @@ def _shown(engine: Engine, device: str, response: Response) -> dict[str, Any]:
     return views.device(engine, orders.find(engine, device))
 
 
-def _text(engine: Engine, record: DeviceRecord) -> str:
-    """What a search looks into."""
-    mark = engine.marks.of(record.device)
-    words = [record.device, record.cohort, *mark.tags]
-    if mark.paused is not None:
-        words.append(f"paused by {mark.paused.by}")
-    if record.info is not None:
-        words += [record.info.software, record.info.arch, *(data.name for data in record.info.datasets)]
-    words += [task.status.reason for task in record.tasks.values() if task.status is not None]
-    return "\n".join(words).casefold()
+def _marked(
+    engine: Engine, found: list[DeviceRecord], tag: str | None, *, paused: bool | None
+) -> list[DeviceRecord]:
+    """Those that have this tag, and are paused or not."""
+    marks = engine.marks
+    if tag is not None:
+        found = [record for record in found if tag in marks.of(record.device).tags]
+    if paused is not None:
+        found = [record for record in found if marks.paused(record.device) is paused]
+    return found
+
+
+def _marks(engine: Engine, device: str) -> str:
+    """What a search looks into of what operators put on a device."""
+    mark = engine.marks.of(device)
+    if mark is NONE:
+        return ""
+    return "\n".join([*mark.tags, f"paused by {mark.paused.by}" if mark.paused else ""]).casefold()

@@ -58,7 +58,7 @@ def _add_reads(router: APIRouter, engine: Engine) -> None:
     async def list_jobs(limit: Limit = LIMIT_DEFAULT, cursor: Cursor = None) -> dict[str, Any]:
         """All jobs, by name."""
         names, after = page_by_name(sorted(engine.jobs), str, limit, cursor)
-        return answer("jobs", views.jobs(engine, names), after, len(engine.jobs))
+        return answer("jobs", [views.job(engine, name) for name in names], after, len(engine.jobs))
 
     @router.get("/jobs/{name}", responses=ONE)
     async def show_job(name: str, response: Response) -> dict[str, Any]:

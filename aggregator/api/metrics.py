@@ -58,7 +58,7 @@ class Figures(Collector):
         engine = self._engine
         yield _gauge("storage_failing", "1 while storage takes nothing", int(bool(engine.trouble)))
         yield _gauge("jobs_damaged", "jobs that could not be loaded", len(engine.store.damaged))
-        states: Counter[str] = Counter(device.state for device in engine.fleet.devices.values())
+        states = engine.fleet.states
         yield _gauges("devices", "devices that ever spoke", "state", ((s, states[s]) for s in DEVICE_STATES))
         phases: Counter[str] = Counter(record.state for record in engine.store.records.values())
         yield _gauges("jobs", "jobs", "state", ((s, phases[s]) for s in JOB_STATES))
@@ -88,9 +88,9 @@ class Figures(Collector):
         yield _of_jobs("job_accuracy_ratio", "accuracy on the devices' hold-outs, smoothed", accuracy)
         loss = {n: m.loss for n, m in newest.items() if m is not None}
         yield _of_jobs("job_loss", "loss on the devices' hold-outs, smoothed", loss)
-        folded = {n: sum(r.updates for r in j.history.records) for n, j in jobs.items()}
+        folded = {n: j.history.totals.updates for n, j in jobs.items()}
         yield _totals("job_updates_folded", "updates in versions", "job", folded.items())
-        up = {n: sum(r.bytes_up for r in j.history.records) for n, j in jobs.items()}
+        up = {n: j.history.totals.bytes_up for n, j in jobs.items()}
         yield _totals("job_uplink_bytes", "bytes of the updates in versions", "job", up.items())
         yield _staleness(jobs)
 
@@ -119,9 +119,7 @@ def _staleness(jobs: dict[str, Job]) -> HistogramMetricFamily:
         "fedfleet_job_staleness_versions", "versions that folded updates were behind", labels=["job"]
     )
     for name, job in jobs.items():
-        counts: Counter[int] = Counter()
-        for record in job.history.records:
-            counts.update(record.staleness)
+        counts = job.history.totals.staleness
         buckets = [
             (f"{edge:g}", sum(n for tau, n in counts.items() if tau <= edge)) for edge in STALENESS_EDGES
         ]
