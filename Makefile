@@ -79,7 +79,7 @@ bench-simulation: $(VENV)/test
 	@$(BIN)/python bench/simulation.py --out bench/results/simulation.json
 
 bench-api: $(VENV)/test
-	@$(BIN)/python bench/api.py
+	@$(BIN)/python bench/api.py --out bench/results/api.json
 
 bench-dashboard: $(VENV)/test
 	@$(BIN)/python bench/dashboard.py

@@ -113,7 +113,7 @@ def _report(task: asyncio.Task[None]) -> None:
 
 def _claim(host: str, port: int) -> socket.socket:
     """Bind the API's port before anything is loaded; uvicorn would end the process without a word of why."""
-    # Named by its number the protocol makes asyncio switch Nagle's algorithm off; else each answer waits 40 ms for an ACK.
+    # Where the protocol is named asyncio switches Nagle's algorithm off; else each answer waits 40 ms for an ACK.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

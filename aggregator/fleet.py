@@ -1,7 +1,7 @@
 """What is known of each device, from its own words in the log. Pure.
 
-What people ask all the time, how many devices are in which state and what they do for a job, is counted as it changes, so that
-an answer does not go through ten thousand devices.
+What people ask all the time, how many devices are in which state and what they do for a job, is counted as it changes,
+so that an answer does not go through ten thousand devices.
 """
 
 from bisect import insort

@@ -253,7 +253,7 @@ async def take(events, count):
     found = []
     async with asyncio.timeout(5):
         async for text in events:
-            for part in text.split("\n\n"):
+            for part in text.decode().split("\n\n"):
                 fields = dict(line.split(": ", 1) for line in part.splitlines() if not line.startswith(":"))
                 if fields:
                     found.append((fields["id"], fields["event"], json.loads(fields["data"])))
@@ -307,7 +307,7 @@ def test_a_viewer_goes_on_where_its_connection_broke():
         for last in (f"{stream.run}-1", "0000-5", "x", f"{stream.run}-99999999"):
             assert (await take(stream.follow(last, {"update"}), 1))[0][1] == "reset", last
         stream.close()
-        assert [text async for text in stream.follow(None, {"update"})] == [": connected\n\n"]
+        assert [text async for text in stream.follow(None, {"update"})] == [b": connected\n\n"]
 
     asyncio.run(main())
 
@@ -318,8 +318,48 @@ def test_a_silent_stream_beats(monkeypatch):
 
     async def main():
         async for text in Stream().follow(None, set()):
-            if text == ": heartbeat\n\n":
+            if text == b": heartbeat\n\n":
                 return
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def test_a_stream_beats_while_only_other_things_happen(monkeypatch):
+    """Events of kinds that a viewer did not ask for do not keep its connection silent."""
+    monkeypatch.setattr("aggregator.stream.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("aggregator.stream.BATCH_S", 0.001)
+
+    async def main():
+        stream = Stream()
+
+        async def others():
+            while True:
+                stream.publish("update", {})
+                await asyncio.sleep(0.002)
+
+        busy = asyncio.create_task(others())
+        async for text in stream.follow(None, {"version"}):
+            if text == b": heartbeat\n\n":
+                busy.cancel()
+                return
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def test_viewers_share_what_they_are_told():
+    """Many events in a short time come together, and as one object to all who follow the same kinds."""
+
+    async def main():
+        stream = Stream()
+        viewers = [stream.follow(None, {"update"}) for _ in range(3)]
+        for viewer in viewers:
+            await anext(viewer)
+        waiting = [asyncio.ensure_future(anext(viewer)) for viewer in viewers]
+        for n in range(50):
+            stream.publish("update", {"n": n})
+        batches = await asyncio.gather(*waiting)
+        assert batches[0].count(b"data: ") == 50
+        assert batches[0] is batches[1] is batches[2]
 
     asyncio.run(asyncio.wait_for(main(), 5))
 
@@ -333,9 +373,9 @@ def test_a_slow_viewer_is_told_that_it_lost_events():
         await anext(viewer)
         for n in range(EVENTS_KEPT + 10):
             stream.publish("update", {"n": n})
-        assert "event: reset" in await anext(viewer)
+        assert b"event: reset" in await anext(viewer)
         stream.publish("update", {"n": "new"})
-        assert '"new"' in await anext(viewer)
+        assert b'"new"' in await anext(viewer)
 
     asyncio.run(asyncio.wait_for(main(), 5))
 
