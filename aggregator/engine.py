@@ -36,6 +36,7 @@ from broker_bridge.storage import RETRY_MAX_S, RETRY_MIN_S
 from edge_client.wire import topics
 from edge_client.wire.limits import FANOUT_BYTES_MAX
 from edge_client.wire.messages import JobEnd, Metrics
+from edge_client.wire.sparse import Update
 
 READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
 MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
@@ -235,8 +236,8 @@ class Engine:
     async def _step(self) -> None:
         for partition in range(self.ports.partitions):
             entries = await self.ports.log.read(partition, self.cursor[partition], READ_LIMIT)
-            for entry in entries:
-                intake = await self._take(Place(partition, entry.offset), entry)
+            for entry, update in self._intake.ahead(entries):
+                intake = await self._take(Place(partition, entry.offset), entry, update)
                 if intake is None:
                     return
                 self.cursor[partition] = entry.offset
@@ -277,7 +278,7 @@ class Engine:
         ):
             job.rest()
 
-    async def _take(self, place: Place, entry: Entry) -> Taken | None:
+    async def _take(self, place: Place, entry: Entry, update: Update | None) -> Taken | None:
         """What follows from an entry; None when all must be loaded anew first: it was put aside, or wakes a job."""
         if place in self.dead:
             return Taken()
@@ -288,7 +289,7 @@ class Engine:
             wanted = self._intake.wants(entry)
             blob = None if wanted is None else await self._cached(wanted, entry.uid)
             fresh = place.offset > self._memo_offsets[place.partition]
-            taken = self._intake.take(place.partition, entry, fresh=fresh, blob=blob)
+            taken = self._intake.take(place.partition, entry, fresh=fresh, blob=blob, update=update)
             self.journal.take(place.partition, entry)
         except (PortError, AggregatorError):
             raise

@@ -4,7 +4,8 @@ Replay after a restart begins at the oldest offset that anything needs: updates 
 folded offset, everything else below the memo's (`fresh` is False).
 """
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,7 +16,10 @@ from aggregator.jobstore import JobRecord
 from aggregator.marks import Marks
 from broker_bridge.ports import Entry, Kind
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
+from edge_client.wire import together
+from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import CODECS, Ask, DeviceInfo, DeviceState, Evaluation, TaskStatus, decode
+from edge_client.wire.sparse import Update
 from edge_client.wire.topics import Uid
 
 UNKNOWN_JOB = "unknown"
@@ -68,13 +72,55 @@ class Intake:
         job = self._jobs.get(Uid.parse(entry.uid).job)
         return job is not None and job.resting and entry.offset > job.folded.get(partition, 0)
 
-    def take(self, partition: int, entry: Entry, *, fresh: bool, blob: bytes | None = None) -> Taken:
-        """Apply one entry; `blob` is the one that `wants` named."""
+    def ahead(self, entries: list[Entry]) -> Iterator[tuple[Entry, Update | None]]:
+        """Entries in their order with the updates they hold, many decoded together shortly before they are due.
+
+        None where there is no update, or where it takes `take` to say what is wrong with it.
+        """
+        start = 0
+        while start < len(entries):
+            end, size = start, 0
+            while end < len(entries) and (
+                end == start or size + len(entries[end].body) <= together.BYTES_MAX
+            ):
+                size += len(entries[end].body)
+                end += 1
+            updates = self._decoded(entries[start:end])
+            yield from ((entry, updates.get(entry.offset)) for entry in entries[start:end])
+            start = end
+
+    def _decoded(self, entries: list[Entry]) -> dict[int, Update]:
+        """The updates of these entries by offset."""
+        frames: dict[str, dict[int, bytes]] = {}
+        for entry in entries:
+            if entry.kind is Kind.UPDATE:
+                with contextlib.suppress(msgspec.DecodeError, RemoteWireError):  # `take` meets it again
+                    record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
+                    frames.setdefault(Uid.parse(entry.uid).job, {})[entry.offset] = record.frame
+        found: dict[int, Update] = {}
+        for name, of_job in frames.items():
+            job = self._jobs.get(name)
+            if job is not None and len(of_job) > 1:
+                bundle = job.bundle
+                decoded = together.decode(list(of_job.values()), bundle.sizes, len(bundle.statistics))
+                found |= {o: u for o, u in zip(of_job, decoded, strict=True) if isinstance(u, Update)}
+        return found
+
+    def take(
+        self,
+        partition: int,
+        entry: Entry,
+        *,
+        fresh: bool,
+        blob: bytes | None = None,
+        update: Update | None = None,
+    ) -> Taken:
+        """Apply one entry; `blob` is the one that `wants` named, `update` what `ahead` gave with it."""
         taken = Taken()
         if entry.kind in (Kind.UPDATE, Kind.EVALUATION) and Uid.parse(entry.uid).job in self._damaged:
             return taken  # the log keeps it until the job is mended
         if entry.kind is Kind.UPDATE:
-            self._update(partition, entry, taken, blob, fresh=fresh)
+            self._update(partition, entry, taken, blob, fresh=fresh, update=update)
         elif fresh and entry.kind is Kind.EVALUATION:
             self._evaluation(entry)
         elif fresh and entry.kind is Kind.REJECTION:
@@ -83,7 +129,16 @@ class Intake:
             self._event(entry, taken)
         return taken
 
-    def _update(self, partition: int, entry: Entry, taken: Taken, blob: bytes | None, *, fresh: bool) -> None:
+    def _update(
+        self,
+        partition: int,
+        entry: Entry,
+        taken: Taken,
+        blob: bytes | None,
+        *,
+        fresh: bool,
+        update: Update | None,
+    ) -> None:
         uid = Uid.parse(entry.uid)
         job = self._jobs.get(uid.job)
         if job is None:  # it was deleted, with all that was learned
@@ -92,7 +147,7 @@ class Intake:
         if fresh:
             self._fleet.task(uid.device, uid.job, record.at).accepted += 1
         if entry.offset > job.folded.get(partition, 0):
-            job.update(uid.device, record.frame, record.wire_bytes, record.at, blob)
+            job.update(uid.device, record.frame, record.wire_bytes, record.at, blob, update=update)
             taken.job = job
 
     def _evaluation(self, entry: Entry) -> None:

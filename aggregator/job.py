@@ -36,6 +36,7 @@ from edge_client.wire.messages import (
     VersionNotice,
     common_codec,
 )
+from edge_client.wire.sparse import Update
 
 VERSIONS_KEPT = 8  # beyond staleness_max: so many versions more can a device catch up from by deltas
 
@@ -128,14 +129,21 @@ class Job:
         return self.learner.cache.wanted(device) if self.spec.cache_weight > 0 else None
 
     def update(
-        self, device: str, frame: bytes, wire_bytes: int, at: float, before: bytes | None = None
+        self,
+        device: str,
+        frame: bytes,
+        wire_bytes: int,
+        at: float,
+        before: bytes | None = None,
+        *,
+        update: Update | None = None,
     ) -> int:
         """Fold one admitted update and free its device's place; return its staleness τ now.
 
-        `before` is the blob that `wants` named.
+        `before` is the blob that `wants` named, `update` the frame decoded if it is already.
         """
         self.leases.release(device, at)
-        return self.learner.update(device, frame, wire_bytes, at, before)
+        return self.learner.update(device, frame, wire_bytes, at, before, update=update)
 
     def ask(self, device: str, ask: Ask, at: float) -> None:
         """A device is willing to train; one with too few samples has been told so by the offer."""

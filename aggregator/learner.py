@@ -126,12 +126,21 @@ class Learner:
         """As many updates that count as a version is made of."""
         return self.buffer.counting >= self.spec.buffer_size
 
-    def update(self, device: str, frame: bytes, wire_bytes: int, at: float, before: bytes | None) -> int:
+    def update(
+        self,
+        device: str,
+        frame: bytes,
+        wire_bytes: int,
+        at: float,
+        before: bytes | None,
+        *,
+        update: sparse.Update | None = None,
+    ) -> int:
         """Fold one admitted update; return its staleness τ now.
 
-        `before` is the frame that `cache.wanted` asked for.
+        `before` is the frame that `cache.wanted` asked for, `update` the frame decoded if it is already.
         """
-        update = self._decode(frame)
+        update = update or self._decode(frame)
         if update.base_version > self.manifest.version:  # of a version that was lost (resume.py)
             update = replace(update, base_version=self.manifest.version)
         cached: Cached | None = None

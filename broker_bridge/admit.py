@@ -12,6 +12,7 @@ from broker_bridge.records import EvaluationRecord, UpdateRecord
 from edge_client.wire import messages, sparse
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Evaluation
+from edge_client.wire.together import Decoded
 from edge_client.wire.topics import Uid
 
 FLOAT_MAX = 3.4028235e38  # of float32: no device computes a larger figure, and sums of these stay finite
@@ -38,16 +39,25 @@ class Reject:
 
 
 def admit_update(
-    job: JobCell | None, version: VersionCell | None, uid: Uid, frame: bytes, *, wire_bytes: int, now: float
+    job: JobCell | None,
+    version: VersionCell | None,
+    uid: Uid,
+    frame: bytes,
+    *,
+    wire_bytes: int,
+    now: float,
+    decoded: Decoded | None = None,
 ) -> Accept | Reject:
-    """Judge an UPDATE frame that came under `uid`; `now` in Unix seconds.
+    """Judge an UPDATE frame that came under `uid`; `now` in Unix seconds, `decoded` the frame if it is already.
 
     Codes, in the order of the checks: `unknown_job`, `job_ended`, `too_large`; those of `sparse.decode`;
     `bad_uid`; `unknown_base`, `stale`, `resync`; `not_finite`, `norm`.
     """
     try:
         known = open_job(job, len(frame))
-        update = sparse.decode(frame, known.sizes, known.statistics)
+        update = decoded or sparse.decode(frame, known.sizes, known.statistics)
+        if isinstance(update, RemoteWireError):
+            raise update
         _check_origin(update, uid)
         _check_base(update, known, version)
         _check_values(update, known)

@@ -18,6 +18,7 @@ from broker_bridge import admit, records
 from broker_bridge.admit import Accept, Reject
 from broker_bridge.catalog import Catalog
 from broker_bridge.counters import Counters
+from broker_bridge.decoding import Decoding
 from broker_bridge.mqtt import Link, Message
 from broker_bridge.ports import Kind, Mark, Ports
 from broker_bridge.pulls import Pulls
@@ -28,6 +29,7 @@ from edge_client.wire import chunks, frame, messages, topics
 from edge_client.wire.chunks import Chunk
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Ask, BlobRequest, DeviceInfo, DeviceState, Receipt, TaskStatus
+from edge_client.wire.together import Decoded
 from edge_client.wire.topics import (
     AskTopic,
     EvaluationTopic,
@@ -67,6 +69,7 @@ class Uplink:
         self._counters = counters
         self._pulls = pulls
         self._partials = Reassembly()
+        self._decoding = Decoding()
         self._waiting: dict[str, deque[Message]] = {}  # of each device that is being served
 
     @property
@@ -184,10 +187,11 @@ class Uplink:
         """Give the first verdict on a uid, or the same one again."""
         if await self._answer_known(judged.uid, judged.digest):
             return
-        verdict = self._admit(judged)
+        decoded = await self._decoded(judged)
+        verdict = self._admit(judged, decoded)
         if isinstance(verdict, Reject) and verdict.code in _REFRESH_CODES:
             await persistently(lambda: self._catalog.refresh(judged.uid.job), "refresh")
-            verdict = self._admit(judged)
+            verdict = self._admit(judged, decoded)
         if isinstance(verdict, Reject):
             await self._reject(judged.uid, judged.digest, verdict)
             return
@@ -196,12 +200,28 @@ class Uplink:
         self._counters.accepted += 1
         self._answer(Receipt(str(judged.uid), "accepted"), judged.uid)
 
-    def _admit(self, judged: _Judged) -> Accept | Reject:
+    async def _decoded(self, judged: _Judged) -> Decoded | None:
+        """An update that its job takes by its size; None for anything else, which admission looks at as it is."""
+        try:
+            job = admit.open_job(self._catalog.job(judged.uid.job), len(judged.data))
+        except RemoteWireError:
+            return None
+        if judged.kind is not Kind.UPDATE:
+            return None
+        return await self._decoding.decode(judged.data, job.sizes, job.statistics)
+
+    def _admit(self, judged: _Judged, decoded: Decoded | None) -> Accept | Reject:
         job, version = self._catalog.job(judged.uid.job), self._catalog.version(judged.uid.job)
         if judged.kind is Kind.EVALUATION:
             return admit.admit_evaluation(job, version, judged.data, time.time())
         return admit.admit_update(
-            job, version, judged.uid, judged.data, wire_bytes=judged.wire_bytes, now=time.time()
+            job,
+            version,
+            judged.uid,
+            judged.data,
+            wire_bytes=judged.wire_bytes,
+            now=time.time(),
+            decoded=decoded,
         )
 
     async def _reject(self, uid: Uid, digest: bytes, reject: Reject) -> None:

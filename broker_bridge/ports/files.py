@@ -26,6 +26,7 @@ class FileBlobs:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._synced: set[str] = set()  # directories of which the name is on the disk
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -68,7 +69,9 @@ class FileBlobs:
                 temporary.unlink(missing_ok=True)
                 raise
             _sync_directory(path.parent)
-            _sync_directory(self._directory)
+            if path.parent.name not in self._synced:  # another process may have made it and not come to this
+                _sync_directory(self._directory)
+                self._synced.add(path.parent.name)
         except OSError as error:
             raise storage_error(path, error) from error
         return digest

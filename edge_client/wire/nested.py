@@ -32,7 +32,7 @@ def fields(places: Ints, size: int) -> tuple[Ints, Ints]:
         return known[:0], known[:0]
     own, low, high = (np.concatenate(parts) for parts in zip(*levels, strict=True))
     value, possible = own - low, high - low + 1
-    base, edge = _widths(possible)
+    base, edge = widths(possible)
     value += edge >> 1
     value -= np.where(value < possible, 0, possible)
     long = value >= edge
@@ -52,7 +52,7 @@ def read(data: memoryview, count: int, size: int) -> tuple[Ints, int]:
     for own, low, high in _levels(known, count):
         possible = high - low
         possible += 1
-        base, edge = _widths(possible)
+        base, edge = widths(possible)
         value = reader.fixed(base)
         (long,) = (value >= edge).nonzero()
         value[long] += value[long] - edge[long] + reader.flags(len(long))
@@ -79,7 +79,7 @@ def _levels(known: Ints, count: int) -> Iterator[tuple[Ints, Ints, Ints]]:
         yield own, known[::step][: len(own)], known[step::step][: len(own)]
 
 
-def _widths(possible: Ints) -> tuple[Ints, Ints]:
+def widths(possible: Ints) -> tuple[Ints, Ints]:
     """By number of possible values: the bits that all of them take, and how many take no more."""
     length = np.frexp(possible)[1].astype(np.int64)
     return length - 1, (1 << length) - possible

@@ -5,10 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_client.wire import bits, frame, messages, nested, sparse
+from edge_client.wire import bits, frame, messages, nested, sparse, together
 from edge_client.wire.errors import LocalWireError, RemoteWireError
 from edge_client.wire.limits import FRACTION_BITS
 from edge_client.wire.sparse import Codec, Update
@@ -391,3 +391,40 @@ def test_crc_is_the_standard_one():
     data = sparse.encode(example(), SIZES)
 
     assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+
+
+@settings(max_examples=200)
+@given(st.lists(updates(), min_size=1, max_size=2), st.integers(2, 6), st.data())
+def test_frames_decoded_together_are_what_each_is_alone(kinds, copies, data):
+    """Whatever frames come, whole or damaged behind a right CRC, together they give what `decode` gives or raises."""
+    for update, sizes, statistics, codec in kinds:
+        whole = sparse.encode(update, sizes[: len(sizes) - statistics], codec)
+        frames = [whole] * copies
+        for _ in range(data.draw(st.integers(0, copies))):
+            frames.append(resealed(bytearray(whole), data))
+        frames = data.draw(st.permutations(frames))
+
+        for got, one in zip(together.decode(frames, sizes, statistics), frames, strict=True):
+            expected = alone(one, sizes, statistics)
+            assert type(got) is type(expected)
+            if isinstance(expected, RemoteWireError):
+                assert (got.code, str(got)) == (expected.code, str(expected))
+                continue
+            head = ("base_version", "base_hash", "tag", "n_samples")
+            assert [getattr(got, name) for name in head] == [getattr(expected, name) for name in head]
+            assert got.statistics.tobytes() == expected.statistics.tobytes()
+            assert same(got.weights, expected.weights)
+
+
+def alone(data, sizes, statistics):
+    try:
+        return sparse.decode(data, sizes, statistics)
+    except RemoteWireError as error:
+        return error
+
+
+def resealed(body, data):
+    """The frame with some bytes of its body changed, and the CRC that belongs to them."""
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(8, len(body) - 5))] = data.draw(st.integers(0, 255))
+    return bytes(body[:-4]) + zlib.crc32(body[:-4]).to_bytes(4, "little")
