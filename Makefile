@@ -2,6 +2,7 @@
 # make test    everything the project promises, on whatever brokers this machine has
 # make test-pi the trainer and the daemon on an emulated Raspberry Pi 4, which it makes first; a part of make test
 # make chaos   kill -9 of every process, at random and at named points; a part of make test
+# make soak    500 devices under kills and broken connections, half an hour; a short one is a part of make test
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
@@ -13,6 +14,8 @@
 # make dashboard        build the dashboard anew (needs node and npm; what is built is committed, so nobody else does)
 # make screens          the screenshots of docs/screens, with a live fleet, some two minutes (needs chromium)
 # make bench-dashboard  how soon the dashboard is there with 10 000 devices, about a minute (needs chromium)
+# make bench-throughput   updates a second through broker, bridge, log and fold, some two minutes
+# make bench-reliability  more than a thousand kills, then fifty thousand hostile messages, some twenty minutes
 # make bench-codec      bytes of an update against the entropy bound, and other coders
 
 PYTHON ?= python3
@@ -43,6 +46,9 @@ test-pi: $(VENV)/test
 chaos: $(VENV)/test
 	@$(BIN)/python -m pytest tests/chaos
 
+soak: $(VENV)/test
+	@SOAK_SECONDS=1800 SOAK_DEVICES=500 $(BIN)/python -m pytest -s tests/soak
+
 check: $(VENV)/test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -50,7 +56,7 @@ check: $(VENV)/test
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/test
-	@for script in $(filter-out bench/training.py bench/downlink.py bench/simulation.py bench/attacks.py bench/watch.py bench/dashboard.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out bench/training.py bench/reliability.py bench/downlink.py bench/simulation.py bench/attacks.py bench/watch.py bench/dashboard.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # PyTorch, to compare with: .venv/bin/pip install torch==2.13.0 (a CPU build)
 bench-training: $(VENV)/test
@@ -83,6 +89,12 @@ bench-api: $(VENV)/test
 
 bench-dashboard: $(VENV)/test
 	@$(BIN)/python bench/dashboard.py
+
+bench-throughput: $(VENV)/test
+	@$(BIN)/python bench/throughput.py --out bench/results/throughput.json
+
+bench-reliability: $(VENV)/test
+	@$(BIN)/python -m bench.reliability --out bench/results/reliability.json
 
 bench-codec: $(VENV)/test
 	@$(PIP) --group bench

@@ -1,6 +1,6 @@
 """How many updates a second go through broker, bridge, log and fold, and how long a device waits for its receipt.
 
-    python bench/throughput.py [--seconds 30] [--loaders 2] [--devices 600] [--buffer 100] [--out results.json]
+    python bench/throughput.py [--seconds 30] [--loaders 2] [--devices 600] [--buffer 500] [--out results.json]
 
 A real server (`fedfleet up`) on mosquitto, and loader processes on the same cores that play many devices over one
 MQTT connection each: every device has its own identity, sequence numbers and at most one update without a receipt,
@@ -367,7 +367,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--loaders", type=int, default=2)
     parser.add_argument("--devices", type=int, default=600)
-    parser.add_argument("--buffer", type=int, default=100)
+    parser.add_argument("--buffer", type=int, default=500)
     parser.add_argument("--broker", default="mosquitto", choices=("mosquitto", "iotcore"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -130,6 +130,7 @@ class Device:
         if self._update is not None:
             uid, frame = self._update
             self._due = now + RECEIPT_WAIT_S * self._rng.uniform(1, 1.2)
+            self._swarm.sent.append((now, self.name))
             for _ in range(2 if self._rng.random() < 0.05 else 1):  # some brokers deliver twice
                 self._client.publish(topics.update(uid, 0), frame, 1)
         elif self._assigned is None and not self._swarm.ending:
@@ -182,6 +183,7 @@ class Swarm:
             frames(sizes, np.random.default_rng(seed)),
         )
         self.produced, self.verdicts, self.receipts = {}, {}, 0
+        self.sent = []  # when, and by which device, updates were published, again ones included
         self.ending = False
         self.devices = [Device(f"dev-{number}", self) for number in range(count)]
         self._stopped = threading.Event()

@@ -42,7 +42,7 @@ SETTLE_S = 120.0
 class Rig:
     """Server and devices; `killed` counts kills by part."""
 
-    def __init__(self, directory: Path, *, devices: int, seed: int, buffer_size: int = 50):
+    def __init__(self, directory: Path, *, devices: int, seed: int, buffer_size: int = 50, **spec):
         self.directory, self.rng = directory, random.Random(seed)
         self.killed = dict.fromkeys(PARTS, 0)
         self.supervisor = Supervisor(directory / "server", free_port(), 0, "mosquitto")
@@ -56,13 +56,14 @@ class Rig:
             until(self.healthy, "the API answers")
             self.bundle = compile_training(cnn1d(channels=2, length=8, classes=3, widths=(4, 4))).manifest
             model = compile_training(cnn1d(channels=2, length=8, classes=3, widths=(4, 4))).to_bytes()
-            spec = {
+            own = {
                 "name": JOB,
                 "bundle": self.api.upload(model),
                 "dataset": "waves",
                 "buffer_size": buffer_size,
             }
-            self.api.start({**spec, "concurrency": devices, "lease_s": 20, "staleness_max": 50})
+            limits = {"concurrency": devices, "lease_s": 20, "staleness_max": 50, "max_wait_s": 5}
+            self.api.start({**own, **limits, **spec})
             self.swarm = Swarm(self.supervisor.mqtt_port, devices, self.bundle.sizes, seed)
         except BaseException:
             self.close()
@@ -119,7 +120,9 @@ class Rig:
         )
 
     def close(self):
-        """End devices and server."""
+        """End devices and server; again is harmless."""
+        if self._ended.is_set():
+            return
         if self.swarm is not None:
             self.swarm.stop()
         self._ended.set()
