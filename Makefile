@@ -1,7 +1,8 @@
 # make demo    a fleet of sixteen daemons on real sensor data, compared with local and centralised training
 # make test    everything the project promises, on whatever brokers this machine has
 # make test-pi the trainer and the daemon on an emulated Raspberry Pi 4, which it makes first; a part of make test
-# make chaos   kill -9 of every process, at random and at named points; a part of make test
+# make chaos   kill -9 of every process, broken networks, set clocks, at named points and from a seed; a part of make test
+# make chaos-long  400 faults on each broker, some half an hour; again with the seed it printed: make chaos-long CHAOS_SEED=…
 # make soak    500 devices under kills and broken connections, half an hour; a short one is a part of make test
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
@@ -23,7 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-pi chaos check bench bench-training bench-aggregation bench-downlink bench-simulation \
+.PHONY: demo test test-pi chaos chaos-long check bench bench-training bench-aggregation bench-downlink bench-simulation \
   bench-codec bench-api bench-dashboard fuzz dashboard screens clean system-packages
 
 demo: $(VENV)/demo
@@ -48,6 +49,9 @@ chaos: $(VENV)/test
 
 soak: $(VENV)/test
 	@SOAK_SECONDS=1800 SOAK_DEVICES=500 $(BIN)/python -m pytest -s tests/soak
+
+chaos-long: $(VENV)/test
+	@CHAOS_FAULTS=$${CHAOS_FAULTS:-400} $(BIN)/python -m pytest tests/chaos/test_faults.py -k storm -s
 
 check: $(VENV)/test
 	@$(BIN)/ruff check .
@@ -136,11 +140,14 @@ $(BIN)/pip:
 	  fi
 	@$(PYTHON) -m venv $(VENV)
 
-# Without root the tests of mosquitto and of the dashboard are skipped, with the reason in pytest's summary.
+# Without root the tests of mosquitto, of set clocks and of the dashboard are skipped, with the reason in pytest's summary.
 system-packages:
 	@if ! command -v mosquitto >/dev/null && ! [ -x /usr/sbin/mosquitto ] && [ "$$(id -u)" = 0 ] \
 	  && command -v apt-get >/dev/null; then \
 	  echo "installing mosquitto …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto >/dev/null; \
+	fi
+	@if ! ls /usr/lib/*/faketime >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing libfaketime …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends libfaketime >/dev/null; \
 	fi
 	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing chromium …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \

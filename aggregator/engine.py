@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from aggregator.audit import AuditLog
+from aggregator.clocks import waited
 from aggregator.deadletters import DeadLetters, Place
 from aggregator.downlink import Downlink
 from aggregator.errors import AggregatorError, CorruptStateError, NotFoundError, RefusedError, StrategyError
@@ -255,7 +256,7 @@ class Engine:
         now = self.clock()
         for job in list(self.jobs.values()):
             await self._look_after(job, now)
-        if self._dirty and now - self._memo_at >= self._memo_interval_s:
+        if self._dirty and waited(self._memo_at, self._memo_interval_s, now):
             await self._save_memo()
         self._stepped.set()
         self._stepped = asyncio.Event()
@@ -379,7 +380,7 @@ class Engine:
         await self._memos.save(memo)
         cost_s = time.monotonic() - began
         self._memo_interval_s = min(max(MEMO_INTERVAL_S, cost_s / MEMO_SHARE), MEMO_INTERVAL_MAX_S)
-        if self._memo_at - self._trim_at >= TRIM_INTERVAL_S:
+        if waited(self._trim_at, TRIM_INTERVAL_S, self._memo_at):
             self._trim_at = self._memo_at
             await self._trim()
 

@@ -12,6 +12,7 @@ import msgspec
 
 from aggregator import ending
 from aggregator.audience import Audience
+from aggregator.clocks import waited
 from aggregator.gini import gini
 from aggregator.hidden import State
 from aggregator.history import History
@@ -181,8 +182,8 @@ class Job:
             return False
         if not self.buffered:
             return draining and not self.state.lossless
-        waited = now - self.learner.buffer.first_at >= self.spec.max_wait_s
-        return draining or self.learner.full or (waited and self.buffered >= self.spec.quorum)
+        late = waited(self.learner.buffer.first_at, self.spec.max_wait_s, now)
+        return draining or self.learner.full or (late and self.buffered >= self.spec.quorum)
 
     def seal(self, now: float, cursor: dict[int, int], *, draining: bool = False) -> Sealed:
         """Make the next version of the buffer, which holds this job's updates up to `cursor`; raise StrategyError.
@@ -238,7 +239,7 @@ class Job:
 
     def grant(self, now: float) -> list[tuple[str, Assignment]]:
         """Assignments for the free places."""
-        self.leases.expire(now)
+        self.leases.expire(now, self.spec.lease_s)
         spec, buffer = self.spec, self.learner.buffer
         places, barred = spec.concurrency, set[str]()
         if spec.barrier:  # a round: its updates and the places still held are all that it began with

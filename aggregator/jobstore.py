@@ -11,6 +11,7 @@ import structlog
 
 from aggregator import resume, testset
 from aggregator.admission import job_cell, version_cell
+from aggregator.clocks import waited
 from aggregator.errors import CorruptStateError, NotFoundError, RefusedError
 from aggregator.heads import decode_head
 from aggregator.hidden import State
@@ -154,7 +155,7 @@ class JobStore:
 
     async def _verify(self, job: Job, digest: str, now: float) -> None:
         """Store a blob again that is missing or damaged: devices would ask for it in vain until a restart."""
-        if now - self._verified.get(digest, -math.inf) < VERIFY_S:
+        if not waited(self._verified.get(digest, -math.inf), VERIFY_S, now):
             return
         if len(self._verified) >= VERIFIED_MAX:
             self._verified.clear()

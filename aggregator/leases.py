@@ -82,7 +82,9 @@ class Leases:
         if lease is not None and lease.ask.ask > ask.ask:
             return
         number, until = self._answered.get(device, (-1, at))
-        if ask.ask <= number and at < until:  # a late copy: the device would not know what its place is for
+        if ask.ask <= number and _counts(
+            until, at
+        ):  # a late copy: the device would not know what its place is for
             return
         self.held.pop(device, None)
         before = self.waiting.get(device)
@@ -115,12 +117,22 @@ class Leases:
         self.held.pop(device, None)
         self.waiting.pop(device, None)
 
-    def expire(self, now: float) -> list[str]:
-        """Free the places whose lease is over; return whose they were."""
+    def expire(self, now: float, lease_s: float) -> list[str]:
+        """Free the places whose lease is over; return whose they were.
+
+        A lease that ends later than one given now was given before the clock was set back: it ends like one of now.
+        """
+        for device, lease in self.held.items():
+            if lease.expires > now + lease_s:
+                self.held[device] = msgspec.structs.replace(lease, expires=now + lease_s)
         gone = [device for device, lease in self.held.items() if lease.expires <= now]
         for device in gone:
             del self.held[device]
-        while self._answered and (device := next(iter(self._answered))) and self._answered[device][1] <= now:
+        while (
+            self._answered
+            and (device := next(iter(self._answered)))
+            and not _counts(self._answered[device][1], now)
+        ):
             del self._answered[device]  # in the order in which they were answered, or nearly
         return gone
 
@@ -168,3 +180,8 @@ class Leases:
             if device in self.waiting:
                 return device
         return None
+
+
+def _counts(until: float, now: float) -> bool:
+    """Whether an answer still tells late copies of its ask; not when the clock was set back since."""
+    return until - LATE_S <= now < until

@@ -41,6 +41,7 @@ class Pulls:
         self._cached_bytes = 0
         self._pending: dict[str, int] = {}  # bytes per device
         self._pending_total = 0
+        self._serving: set[tuple[str, BlobRequest]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def request(self, device: str, request: BlobRequest) -> None:
@@ -51,6 +52,8 @@ class Pulls:
             raise RemoteWireError("bad_request", f"chunks {request.start}+{request.count} of a blob")
         if not CHUNK_BYTES_MIN <= request.chunk_bytes <= CHUNK_BYTES:
             raise RemoteWireError("bad_request", f"chunks of {request.chunk_bytes} B")
+        if (device, request) in self._serving:  # over a slow link, patience is all that helps
+            raise RemoteWireError("busy", "this request is still being served")
         wanted = request.count * request.chunk_bytes
         if self._pending.get(device, 0) + wanted > PENDING_BYTES_MAX:
             raise RemoteWireError("busy", "earlier requests of this device are still being served")
@@ -58,6 +61,7 @@ class Pulls:
             raise RemoteWireError("busy", "too many devices are being served")
         self._pending[device] = self._pending.get(device, 0) + wanted
         self._pending_total += wanted
+        self._serving.add((device, request))
         task = asyncio.ensure_future(self._serve(device, request, wanted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -76,6 +80,7 @@ class Pulls:
         except LocalWireError as error:
             log.warning("blob_not_sent", device=device, error=str(error))
         finally:
+            self._serving.discard((device, request))
             self._pending_total -= wanted
             self._pending[device] -= wanted
             if not self._pending[device]:

@@ -14,7 +14,7 @@ from edge_client.storage import sync_folder, write_whole
 from edge_client.wire.limits import BLOB_WINDOW_MAX, CHUNK_BYTES, FRAME_BYTES_MAX
 from edge_client.wire.messages import BlobRef, BlobRequest
 
-ANSWER_WAIT_S = 4.0  # for the rest of a window; 1 MiB at 2 Mbit/s
+ANSWER_WAIT_S = 4.0  # for the rest of a window, at first; 1 MiB at 2 Mbit/s
 ANSWER_WAIT_MAX_S = 60.0
 TIMEOUTS_MAX = 10  # windows in a row without one new chunk, about 7 minutes: then the pull fails
 DAMAGED_MAX = 3  # times a blob may arrive with the wrong digest before the pull fails
@@ -27,8 +27,11 @@ Step = BlobRequest | Pulled | PullFailed
 class Transfer:
     """What is known of one blob: everything before chunk `next`, and a few chunks after it."""
 
-    def __init__(self, blob: BlobRef, chunk_bytes: int, chunks_had: int) -> None:
+    def __init__(
+        self, blob: BlobRef, chunk_bytes: int, chunks_had: int, wait_s: float = ANSWER_WAIT_S
+    ) -> None:
         self.blob = blob
+        self.wait_s = wait_s  # doubled when it was too short, for good: what is asked for twice comes twice
         self.chunk_bytes = chunk_bytes
         self.next = chunks_had
         self.due = 0.0
@@ -66,10 +69,11 @@ class Transfer:
         late = self.next < self._asked
         if late:
             self.timeouts += 1
+            self.wait_s = min(2 * self.wait_s, ANSWER_WAIT_MAX_S)
         gap_end = min(self._early, default=self.count) if late else self.count
         end = min(gap_end, self.next + BLOB_WINDOW_MAX)
         self._asked = max(self._asked, end)
-        self.due = now + min(ANSWER_WAIT_S * 2**self.timeouts, ANSWER_WAIT_MAX_S)
+        self.due = now + self.wait_s
         return BlobRequest(self.blob.digest, self.next, end - self.next, self.chunk_bytes)
 
 
@@ -88,6 +92,7 @@ class Puller:
         self._hash = hashlib.sha256()
         self._chunk_bytes = CHUNK_BYTES
         self._connected = False
+        self._wait_s = ANSWER_WAIT_S  # as far as it is known of this connection
         self._damaged = 0
 
     def path(self, digest: str) -> Path:
@@ -118,6 +123,7 @@ class Puller:
         """The broker is there and takes chunks of this size; what was asked for is asked for again."""
         self._chunk_bytes = chunk_bytes
         self._connected = True
+        self._wait_s = ANSWER_WAIT_S
         if self._transfer is not None:
             self._waiting.appendleft(self._transfer.blob)
             self._transfer = None
@@ -187,6 +193,7 @@ class Puller:
             self._transfer = None
         else:
             request = transfer.request(now)
+            self._wait_s = transfer.wait_s
             if request is not None:
                 steps.append(request)
             return False
@@ -214,7 +221,7 @@ class Puller:
             while block := file.read(CHUNK_BYTES):
                 self._hash.update(block)
                 had += len(block)
-        self._transfer = Transfer(blob, self._chunk_bytes, -(-had // self._chunk_bytes))
+        self._transfer = Transfer(blob, self._chunk_bytes, -(-had // self._chunk_bytes), self._wait_s)
 
     def _finish(self) -> list[Step]:
         """Give a complete part its name, if it has the digest it was asked for by."""

@@ -41,6 +41,7 @@ state_dir = "state"
 [broker]
 host = "127.0.0.1"
 port = {port}
+keepalive = {keepalive}
 [data.waves]
 path = "shard.npz"
 shape = [2, 16]
@@ -114,6 +115,7 @@ class Fleet:
 
     def __init__(self, directory: Path, kind: str):
         self.directory = directory
+        self.keepalive = 60
         self.supervisor = Supervisor(directory / "server", free_port(), 0, kind)
         self.daemons = {}
         self._tending = threading.Event()
@@ -157,7 +159,9 @@ class Fleet:
             y = np.arange(60) % 3
             waves = np.sin((1 + y)[:, None, None] * np.arange(16) / 3 + rng.uniform(0, 6, (60, 2, 1)))
             np.savez(home / "shard.npz", x=waves.astype(np.float32), y=y)
-            (home / "device.toml").write_text(CONFIG.format(name=name, port=self.mqtt_port))
+            (home / "device.toml").write_text(
+                CONFIG.format(name=name, port=self.mqtt_port, keepalive=self.keepalive)
+            )
         with (home / "daemon.log").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
                 [sys.executable, "-m", "edge_client", "device", "run", "--config", str(home / "device.toml")],
@@ -182,6 +186,14 @@ class Fleet:
         killed = self.supervisor.broker
         killed.kill()
         until(lambda: self.supervisor.tend() or self.supervisor.broker is not killed, "another broker")
+
+    def tend(self):
+        """Start what has died again: server processes as a supervisor does, devices as systemd does."""
+        self.supervisor.tend()
+        for name, daemon in list(self.daemons.items()):
+            if daemon.poll() is not None:
+                self.start_device(name)
+        return True
 
     def stop_devices(self):
         for daemon in self.daemons.values():

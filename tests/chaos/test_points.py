@@ -1,5 +1,6 @@
 """kill -9 at the points where it would hurt most: each update is folded exactly once all the same."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -62,49 +63,57 @@ POINTS = {
 }
 
 
+def rounds():
+    """The points, one of each process at a time: so many that each is in one, the others beside it."""
+    by_process = {}
+    for name, point in POINTS.items():
+        by_process.setdefault(point[0], []).append(name)
+    return ["; ".join(filter(None, names)) for names in itertools.zip_longest(*by_process.values())]
+
+
 @pytest.fixture
 def site(tmp_path, monkeypatch, request):
-    """A server and devices of which one process will die at the named point; the fleet and the marker."""
-    process, target, when, nth, only = POINTS[request.param]
-    marker = tmp_path / "struck"
-    facts = {
-        "process": process,
-        "target": target,
-        "when": when,
-        "nth": nth,
-        "only": only,
-        "marker": str(marker),
-    }
-    monkeypatch.setenv("CHAOS_POINT", json.dumps(facts))
+    """A server and devices of which one process of each kind will die at a named point; the fleet and the markers."""
+    points = []
+    for name in request.param.split("; "):
+        process, target, when, nth, only = POINTS[name]
+        marker = tmp_path / f"struck {name.replace('/', ' ')}"
+        points.append(
+            {
+                "process": process,
+                "target": target,
+                "when": when,
+                "nth": nth,
+                "only": only,
+                "marker": str(marker),
+            }
+        )
+    monkeypatch.setenv("CHAOS_POINTS", json.dumps(points))
     monkeypatch.setenv("PYTHONPATH", f"{CRASH}{os.pathsep}{ROOT}")
     fleet = Fleet(tmp_path, "mosquitto" if find_mosquitto() else "iotcore")
     try:
         fleet.start()
-        yield fleet, marker
+        yield fleet, [Path(point["marker"]) for point in points]
     finally:
         fleet.close()
 
 
-@pytest.mark.parametrize("site", POINTS, indirect=True)
+@pytest.mark.parametrize("site", rounds(), indirect=True)
 def test_a_crash_at_a_named_point_loses_and_repeats_nothing(site, bundle):
     """I1, I3, I4: whichever process is killed wherever, all go on, and the independent ledger agrees with the fold."""
-    fleet, marker = site
+    fleet, markers = site
     fleet.start_job(bundle)
     for name in DEVICES:
         fleet.start_device(name)
-
-    def tended():
-        fleet.supervisor.tend()
-        for name, daemon in list(fleet.daemons.items()):
-            if daemon.poll() is not None:
-                fleet.start_device(name)
-        return True
-
-    until(lambda: tended() and marker.exists(), "the point was reached")
-    until(lambda: tended() and fleet.healthy(), "the API answers")
-    job = until(lambda: tended() and fleet.job(), "the job is there")
     until(
-        lambda: tended() and (j := fleet.job()) and j["version"] >= job["version"] + 3, "three more versions"
+        lambda: fleet.tend() and all(marker.exists() for marker in markers),
+        "each point was reached",
+    )
+    until(lambda: fleet.tend() and fleet.healthy(), "the API answers")
+    job = until(lambda: fleet.tend() and fleet.job(), "the job is there")
+    until(
+        lambda: fleet.tend() and (j := fleet.job()) and j["version"] >= job["version"] + 3,
+        "three more versions",
     )
 
     assert finish(fleet) >= 9

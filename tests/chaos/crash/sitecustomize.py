@@ -1,8 +1,9 @@
 """Kills the process it is loaded in, once, at a named point: Python imports this by itself when it is on the path.
 
-The product knows nothing of it. CHAOS_POINT is JSON: `process` (a word of the command line), `target`
+The product knows nothing of it. CHAOS_POINTS is a JSON list of `process` (a word of the command line), `target`
 (module:attribute), `when` (before or after a call), `nth`, `only` (position and text of an argument) and `marker`,
-a file that is made first, so that a process that comes back lives.
+a file that is made first, so that a process that comes back lives. CHAOS_SET is a JSON object of module:constant to
+value, for waits that a test shortens.
 """
 
 import functools
@@ -14,7 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
-WHERE = os.environ.get("CHAOS_POINT")
+POINTS = json.loads(os.environ.get("CHAOS_POINTS", "[]"))
+CONSTANTS = json.loads(os.environ.get("CHAOS_SET", "{}"))
 
 
 class Point:
@@ -69,5 +71,17 @@ def arm(facts):
     setattr(holder, name, Point(facts).wrapped(getattr(holder, name)))
 
 
-if WHERE and json.loads(WHERE)["process"] in sys.orig_argv and not Path(json.loads(WHERE)["marker"]).exists():
-    arm(json.loads(WHERE))
+def shorten(name, value):
+    """Give a module's constant another value."""
+    module, _, constant = name.partition(":")
+    loaded = importlib.import_module(module)
+    assert hasattr(loaded, constant), name
+    setattr(loaded, constant, value)
+
+
+for each in POINTS:
+    if each["process"] in sys.orig_argv and not Path(each["marker"]).exists():
+        arm(each)
+for name, value in CONSTANTS.items():
+    if name.partition(".")[0] in sys.orig_argv:
+        shorten(name, value)

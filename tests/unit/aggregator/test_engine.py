@@ -18,6 +18,7 @@ from broker_bridge.ports import Conflict, Kind
 from broker_bridge.records import RejectionRecord, UpdateRecord
 from edge_client.wire import grid, sparse, topics
 from edge_client.wire.messages import (
+    Ask,
     DeviceState,
     JobEnd,
     Metrics,
@@ -224,6 +225,34 @@ def test_a_part_full_buffer_is_committed_after_max_wait(drive, bundle):
         await site.step()
 
         assert job.version == 1
+
+    drive(body)
+
+
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+def test_a_clock_that_is_set_holds_nothing_up(drive, bundle, jump):
+    """I1: after a jump of a day a part-full buffer becomes a version, memos are written, and places come free."""
+
+    async def body(site):
+        job = await site.start_job(bundle, max_wait_s=20, concurrency=1)
+        await site.say("dev-9", "ask", Ask("job", 1, 50), job="job")
+        await site.update("dev-1", 1)
+        await site.step()
+        assert (job.version, list(job.leases.held)) == (0, ["dev-9"])
+        memo, _ = await site.ports.heads.load("memo")
+
+        site.clock.now += jump
+        await site.update("dev-2", 1)
+        await site.say("dev-3", "ask", Ask("job", 1, 50), job="job")
+        await site.step()
+        if jump < 0:
+            assert list(job.leases.held) == ["dev-9"]
+            site.clock.now += job.spec.lease_s
+            await site.step()
+
+        assert job.version >= 1
+        assert list(job.leases.held) == ["dev-3"]
+        assert (await site.ports.heads.load("memo"))[0] > memo
 
     drive(body)
 

@@ -33,9 +33,33 @@ def test_a_vanished_device_frees_its_place():
     assert grant(leases, 0, places=1) == ["a"]
     leases.ask("b", ask(), 1)
 
-    assert leases.expire(59.9) == []
-    assert leases.expire(60) == ["a"]
+    assert leases.expire(59.9, 60) == []
+    assert leases.expire(60, 60) == ["a"]
     assert grant(leases, 60, places=1) == ["b"]
+
+
+def test_a_clock_set_back_makes_no_lease_longer():
+    """A place given by a clock that was a day ahead is free once a lease given now would be over."""
+    leases = Leases()
+    leases.ask("a", ask(), 0)
+    assert grant(leases, 86_400, places=1) == ["a"]
+
+    assert leases.expire(0, 60) == []
+    assert leases.expire(59.9, 60) == []
+    assert leases.expire(60, 60) == ["a"]
+
+
+def test_an_answer_of_before_the_clock_was_set_back_hides_no_ask():
+    """A device that counts its asks anew is heard, though the clock was a day ahead when its last one was answered."""
+    leases = Leases()
+    leases.ask("a", ask(9), 86_400)
+    assert grant(leases, 86_400) == ["a"]
+    leases.release("a", 86_400)
+    leases.ask("a", ask(1), 86_401)
+    assert leases.waiting == {}
+    leases.ask("a", ask(1), 0)
+
+    assert grant(leases, 0) == ["a"]
 
 
 def test_a_repeated_ask_is_granted_again():

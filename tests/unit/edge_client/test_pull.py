@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.events import Pulled, PullFailed
-from edge_client.pull import ANSWER_WAIT_MAX_S, BLOB_BYTES_MAX, DAMAGED_MAX, TIMEOUTS_MAX, Puller, Transfer
+from edge_client.pull import (
+    ANSWER_WAIT_MAX_S,
+    ANSWER_WAIT_S,
+    BLOB_BYTES_MAX,
+    DAMAGED_MAX,
+    TIMEOUTS_MAX,
+    Puller,
+    Transfer,
+)
 from edge_client.wire.limits import BLOB_WINDOW_MAX
 from edge_client.wire.messages import BlobRef, BlobRequest
 
@@ -136,3 +144,16 @@ def test_transfer_is_exact_under_loss_and_disorder(fates):
         if fate == "twice":
             got += transfer.chunk(index, chunk(index))
     assert got == DATA
+
+
+def test_a_wait_that_was_too_short_stays_longer():
+    """On a slow link what is asked for again too early comes twice, so the next window and blob are given more time."""
+    transfer = Transfer(BlobRef("0" * 64, 40 * 1024), 1024, 0)
+    first = transfer.request(0.0)
+    assert transfer.request(ANSWER_WAIT_S) == first
+    for index in range(first.count):
+        transfer.chunk(index, bytes(1024))
+    at = 100.0
+    assert transfer.request(at).start == first.count
+
+    assert transfer.due - at == 2 * ANSWER_WAIT_S
