@@ -16,7 +16,7 @@ from aggregator.memo import MEMO_KEY, Memo
 from aggregator.snapshot import PREFIX as HISTORY_PREFIX
 from aggregator.snapshot import Snapshot
 from aggregator.versions import blobs_of, load_manifest
-from broker_bridge import cells
+from broker_bridge import cells, deadletters
 from broker_bridge.ports import CorruptBlob, Digest, Kind, MissingBlob, audit
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
 from edge_client.finding import Finding, room
@@ -93,6 +93,12 @@ async def _heads(heads: dict[str, bytes], blobs: audit.StoredBlobs) -> AsyncIter
         yield Finding(
             f"dead letter {letter.uid}", ok=False, detail=f"{letter.reason}; its body is blob {letter.body}"
         )
+    for key in [key for key in heads if key.startswith(deadletters.PREFIX)]:
+        message = decode_head(key, heads[key], deadletters.DeadMessage)
+        detail = (
+            f"the bridge failed on it: {message.reason}; {message.size} B, the first of them in head {key}"
+        )
+        yield Finding(f"dead message {message.topic}", ok=False, detail=detail)
     if MEMO_KEY in heads:
         yield await _decoded("memo", heads[MEMO_KEY], blobs, _MEMO, "the log is read again instead")
     for name in names:

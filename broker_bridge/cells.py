@@ -9,6 +9,7 @@
 | `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
 | `fan/<job>` | aggregator | FanCell: the newest delta to be fanned out |
 | `bridge/<name>` | bridge | BridgeCell: counters |
+| `poison/<place>` | bridge | DeadMessage (deadletters.py): a message on which it failed, and why |
 | `link/<name>` | bridge | LinkCell: what the bridge itself must remember |
 """
 

@@ -18,6 +18,7 @@ from broker_bridge import admit, records
 from broker_bridge.admit import Accept, Reject
 from broker_bridge.catalog import Catalog
 from broker_bridge.counters import Counters
+from broker_bridge.deadletters import DeadMessages
 from broker_bridge.decoding import Decoding
 from broker_bridge.mqtt import Link, Message
 from broker_bridge.ports import Kind, Mark, Ports
@@ -70,6 +71,7 @@ class Uplink:
         self._pulls = pulls
         self._partials = Reassembly()
         self._decoding = Decoding()
+        self._dead = DeadMessages(ports.heads)
         self._waiting: dict[str, deque[Message]] = {}  # of each device that is being served
 
     @property
@@ -107,9 +109,12 @@ class Uplink:
                 await self._handle(message)
             except RemoteWireError as error:
                 self._refuse(message, error)
-            except Exception:  # a message that uncovers a bug must not stop all others, again and again
+            except (
+                Exception
+            ) as error:  # a message that uncovers a bug must not stop all others, again and again
                 log.exception("message_failed", topic=message.topic)
-                self._refuse(message, RemoteWireError("internal", "the bridge failed"))
+                await self._put_aside(message, f"{type(error).__name__}: {error}")
+                self._link.ack(message)
             else:
                 self._link.ack(message)
         del self._waiting[device]
@@ -119,6 +124,23 @@ class Uplink:
         self._counters.refused(error.code)
         log.debug("message_refused", topic=message.topic, code=error.code)
         self._link.ack(message)
+
+    async def _put_aside(self, message: Message, reason: str) -> None:
+        """Keep a message on which this bridge failed; its update is refused, or its device would wait for ever."""
+        topic, payload = message.topic, message.payload
+        await persistently(lambda: self._dead.put(topic, payload, reason, time.time()), "dead letter")
+        parsed = topics.parse_up(topic)
+        if not isinstance(parsed, UpdateTopic | EvaluationTopic):
+            self._counters.refused("internal")
+            return
+        uid, digest = parsed.uid, _digest(payload)
+        self._partials.forget(uid)
+        try:
+            if not await self._answer_known(uid, digest):
+                why = Reject("internal", "the bridge failed on it and kept it for a look")
+                await self._reject(uid, digest, why)
+        except Exception:  # the verdict itself is what fails: the device asks again, and others are served
+            log.exception("not_answered", uid=str(uid))
 
     async def _handle(self, message: Message) -> None:
         payload = message.payload

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from aggregator.api.bodies import example
 from aggregator.engine import Engine
 from aggregator.errors import RefusedError
-from broker_bridge import cells
+from broker_bridge import cells, deadletters
 
 
 def routes(engine: Engine) -> APIRouter:
@@ -24,6 +24,7 @@ def routes(engine: Engine) -> APIRouter:
                 "jobs": 1,
                 "damaged": [],
                 "dead_letters": 0,
+                "dead_messages": [],
                 "devices": 16,
                 "bridge": None,
             }
@@ -45,6 +46,10 @@ def routes(engine: Engine) -> APIRouter:
             "jobs": len(engine.jobs),
             "damaged": sorted(engine.store.damaged),
             "dead_letters": len(engine.dead.letters),
+            "dead_messages": [
+                {"at": letter.at, "topic": letter.topic, "reason": letter.reason, "bytes": letter.size}
+                for letter in await deadletters.read(engine.ports.heads)
+            ],
             "devices": len(engine.fleet.devices),
             "bridge": bridge,
         }

@@ -245,9 +245,9 @@ class ServiceState(Message, frozen=True):
     conn_seq: int
 
 
-# Rejections after which the device keeps the refused mass for its next update: the update was sound, but
-# its base was not usable any more. Every other rejection drops it, because sending it again would fail again.
-KEEP_MASS_CODES = frozenset({"stale", "resync"})
+# Rejections after which the device keeps the refused mass for its next update: the update was sound, but its base
+# was not usable any more, or the server failed on it. Every other rejection drops it: sent again it would fail again.
+KEEP_MASS_CODES = frozenset({"stale", "resync", "internal"})
 
 
 def common_codec(wanted: str, spoken: tuple[str, ...]) -> str | None:

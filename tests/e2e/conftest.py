@@ -112,6 +112,9 @@ class Rig:
         self.directory = directory
         self.url = f"sqlite:///{directory}/fleet.db"
         self.bridge: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] | None = (
+            None  # what the next bridge is started with; None: this process's
+        )
         self._devices: list[Device] = []
         self.swing(cells.job_key("har"), msgspec.json.encode(JOB))
         self.swing(cells.version_key("har"), msgspec.json.encode(VERSION))
@@ -124,7 +127,9 @@ class Rig:
         command = [sys.executable, "-m", "broker_bridge", "--ports", self.url, "--broker", address]
         before = self.log_text().count(event)
         with (self.directory / "bridge.log").open("ab") as log:
-            self.bridge = subprocess.Popen([*command, "--log-level", "debug"], stderr=log)
+            self.bridge = subprocess.Popen(
+                [*command, "--log-level", "debug"], stderr=log, env=self.environment
+            )
         until(lambda: self.log_text().count(event) > before, f"the bridge logs {event}")
 
     def kill_bridge(self) -> None:

@@ -1,18 +1,24 @@
 """The bridge between a real broker and a real log: verdicts, receipts, crashes, downlink and blobs."""
 
+import json
+import os
 import sqlite3
+import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from broker_bridge import cells, records
+from aggregator.doctor import examine
+from broker_bridge import cells, deadletters, records
 from broker_bridge.ports import Kind
 from edge_client.wire import chunks, frame, messages, sparse, topics
 from edge_client.wire.messages import Ask, BlobRequest, DeviceState, Evaluation, Metrics
 from edge_client.wire.weights import Sparse, SparseTensor
 
 CHUNK = 1024
+CRASH = Path(__file__).parents[1] / "chaos" / "crash"
 
 
 def kinds(rig, device):
@@ -160,6 +166,52 @@ def test_damaged_chunk_refuses_the_update(rig):
     device.send(topics.update(uid, 1), chunks.cut(second, 1, CHUNK).encode())
     assert device.receipt(uid).code == "conflict"
     assert Kind.UPDATE not in kinds(rig, "pi-5")
+
+
+def test_a_message_on_which_the_bridge_fails_blocks_nothing(rig, tools):
+    """I1, I11: it is kept with its reason and answered for good, those behind it go on, and doctor and heads name it."""
+    rig.kill_bridge()
+    bug = {"broker_bridge.admit:NORM_TOLERANCE": "a bug that only updates with a norm meet"}
+    path = os.pathsep.join([str(CRASH), *sys.path])
+    rig.environment = {**os.environ, "CHAOS_SET": json.dumps(bug), "PYTHONPATH": path}
+    rig.start_bridge()
+    device = rig.device("pi-18")
+    poison, frame_bytes = device.uid(1), tools.update(device.uid(1))
+    for _ in range(2):  # the same again gets the same verdict, and is kept once
+        receipt = device.verdict(poison, frame_bytes)
+        assert (receipt.verdict, receipt.code) == ("rejected", "internal")
+    behind = device.uid(2)
+    device.send(topics.evaluation(behind), messages.encode(Evaluation(7, Metrics(10, 0.5, 0.9))))
+    assert device.receipt(behind).verdict == "accepted"
+
+    (letter,) = rig.call(lambda ports: deadletters.read(ports.heads))
+    assert (letter.topic, letter.payload) == (topics.update(poison, 0), frame_bytes)
+    assert letter.reason.startswith("TypeError")
+    named = [finding for finding in examine(rig.directory) if letter.topic in finding.what]
+    assert [finding.ok for finding in named] == [False]
+    rig.kill_bridge()
+    rig.environment = None
+    rig.start_bridge()
+    later = device.uid(3)
+    assert device.verdict(later, tools.update(later)).verdict == "accepted"
+    assert device.verdict(poison, frame_bytes).code == "internal"
+
+
+def test_dead_messages_are_bounded_in_number_and_bytes(rig):
+    """I6: the newest are kept, each with a bounded part of what it was, across restarts of the bridge."""
+    most, size = deadletters.LETTERS_MAX, deadletters.PAYLOAD_BYTES_MAX
+
+    async def fill(ports):
+        for begin in (0, most):
+            dead = deadletters.DeadMessages(ports.heads)  # as after a restart
+            for number in range(begin, begin + most + (5 if begin else 0)):
+                await dead.put(f"topic {number}", bytes(size + number), "why", 0.0)
+        return await deadletters.read(ports.heads)
+
+    kept = rig.call(fill)
+    assert [letter.topic for letter in kept] == [f"topic {n}" for n in range(most + 5, 2 * most + 5)]
+    assert {len(letter.payload) for letter in kept} == {size}
+    assert kept[-1].size == size + 2 * most + 4
 
 
 def test_killed_bridge_loses_and_repeats_nothing(rig, tools):
@@ -360,8 +412,12 @@ def test_older_protocol_is_fallen_back_to(rig, tools):
 
 def test_the_birth_of_a_forgotten_device_is_cleared(rig, tools):
     """A cell of its retained topic that was emptied and dropped clears the topic, and is no message of the device."""
-    birth = topics.state("pi-15")
-    watcher = rig.device("watcher", birth)
+    birth, sign = topics.state("pi-15"), topics.assign("watcher", "sign")
+    watcher = rig.device("watcher", birth, sign)
+    rig.swing(
+        cells.down_key(sign), b"the bridge follows the cells"
+    )  # a drop before its first look says nothing
+    watcher.inbox.get(timeout=10)
     rig.device("pi-15")._client.publish(birth, messages.encode(DeviceState("lost", 1)), 1, retain=True)
     assert watcher.inbox.get(timeout=10)[1] != b""
     rig.swing(cells.down_key(birth), b"")

@@ -16,9 +16,12 @@ class Held:
 
     def __init__(self):
         self.sent = []
+        self.full = asyncio.Event()
 
-    def publish(self, topic, payload):
+    def publish(self, _topic, _payload):
         self.sent.append(asyncio.get_running_loop().create_future())
+        if len(self.sent) == 6:
+            self.full.set()
         return self.sent[-1]
 
 
@@ -34,8 +37,8 @@ def test_a_request_that_is_being_served_is_not_served_again():
             pulls.request("dev-a", request)
         assert error.value.code == "busy"
         pulls.request("dev-b", request)
-        while len(link.sent) < 6:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await link.full.wait()
         for future in link.sent:
             future.set_result(None)
         await asyncio.gather(*pulls._tasks)
