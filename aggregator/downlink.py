@@ -39,8 +39,9 @@ class Downlink:
             await self.drop(topics.end(device, job))
             await self.drop(topics.assign(device, job))
         for topic in (topics.state(device), topics.info(device)):
-            await self.clear(topic)
-            await self.drop(topic)
+            await self.clear(
+                topic
+            )  # the cell stays: a bridge that has published nothing yet is not told of drops
 
     async def fan(self, job: str, delta: cells.FanCell | None) -> None:
         """Have a job's newest delta published once; None: it has no more."""
