@@ -149,6 +149,9 @@ system-packages:
 	@if ! ls /usr/lib/*/faketime >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing libfaketime …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends libfaketime >/dev/null; \
 	fi
+	@if ! command -v mosquitto_sub >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing mosquitto-clients …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto-clients >/dev/null; \
+	fi
 	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing chromium …"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	fi

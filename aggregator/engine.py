@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from aggregator.audit import AuditLog
+from aggregator.board import Board
 from aggregator.clocks import waited
 from aggregator.deadletters import DeadLetters, Place
 from aggregator.downlink import Downlink
@@ -78,6 +79,7 @@ class Engine:
         await asyncio.gather(self.audit.load(), self.marks.load(), dead.load())
         # From here to the next await nobody sees a mixture: the API reads these while the engine loads again.
         self.store, self._memos, self._downlink = store, memos, Downlink(self.ports.heads)
+        self._board = Board()
         self.dead = dead
         self.fleet, self.jobs = Fleet(memo.devices), jobs
         self._memo_offsets = {p: memo.offsets.get(p, 0) for p in range(self.ports.partitions)}
@@ -198,6 +200,7 @@ class Engine:
                 self.jobs[name] = job
             raise
         await self._downlink.clear(topics.version(job.spec.cohort, name))
+        await self._downlink.clear(topics.job_state(name))
         self.fleet.drop(name)
         self._dirty = True
         self.stream.publish("job", {"name": name, "state": "deleted"})
@@ -256,6 +259,8 @@ class Engine:
         now = self.clock()
         for job in list(self.jobs.values()):
             await self._look_after(job, now)
+        told = self._board.due(self.fleet, self.jobs, self.store.records, now)
+        await asyncio.gather(*(self._downlink.say(topic, message) for topic, message in told.items()))
         if self._dirty and waited(self._memo_at, self._memo_interval_s, now):
             await self._save_memo()
         self._stepped.set()

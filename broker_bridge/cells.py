@@ -108,5 +108,5 @@ def down_topic(key: str) -> str:
 
 
 def retained(topic: str) -> bool:
-    """Offers and version notices are retained; commands to a device never are. Births are only ever cleared."""
-    return topic.startswith((f"{topics.ROOT}/b/", f"{topics.ROOT}/d/"))
+    """What a cohort and integrators read is retained; commands to a device never are. Births are only ever cleared."""
+    return topic.startswith((f"{topics.ROOT}/b/", f"{topics.ROOT}/i/", f"{topics.ROOT}/d/"))

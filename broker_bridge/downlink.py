@@ -20,7 +20,7 @@ from edge_client.wire import topics
 from edge_client.wire.errors import LocalWireError
 
 WINDOW = 256  # publications not yet taken by the broker: a commit's assignments in one go, and a bound
-_RETAINED_PREFIX = cells.down_key(f"{topics.ROOT}/b/")
+_RETAINED_PREFIXES = (cells.down_key(f"{topics.ROOT}/b/"), cells.down_key(f"{topics.ROOT}/i/"))
 
 log = structlog.get_logger()
 
@@ -66,8 +66,9 @@ class Downlink:
         while True:
             connection = await self._link.connection(after=connection)
             async with self._publishing:
-                for change in await self._heads.list(_RETAINED_PREFIX):
-                    self._publish(change)
+                for prefix in _RETAINED_PREFIXES:
+                    for change in await self._heads.list(prefix):
+                        self._publish(change)
 
     def _publish(self, change: Change) -> asyncio.Future[None] | None:
         topic = cells.down_topic(change.key)

@@ -104,6 +104,8 @@ def test_every_topic_is_documented():
         topics.blob("<dev>", "<digest>", "<n>"),
         topics.delta("<cohort>", "<job>", "<version>", "<n>"),
         topics.service_state("<service>"),
+        topics.fleet_state(),
+        topics.job_state("<job>"),
     ]
     makers = [
         name

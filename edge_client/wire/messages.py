@@ -245,6 +245,28 @@ class ServiceState(Message, frozen=True):
     conn_seq: int
 
 
+class FleetState(Message, frozen=True):
+    """For integrators: how many devices and jobs are in each state."""
+
+    devices: dict[str, int]
+    jobs: dict[str, int]
+
+
+class JobState(Message, frozen=True):
+    """For integrators: a job with its newest smoothed hold-out figures, null before there are any."""
+
+    job: str
+    state: Literal["running", "paused", "ended"]
+    reason: str  # why it ended, "" before
+    version: int
+    promoted: int | None
+    accuracy: float | None
+    loss: float | None
+    updates: int  # in versions
+    training: int  # devices that hold a place
+    waiting: int  # devices that wait for one
+
+
 # Rejections after which the device keeps the refused mass for its next update: the update was sound, but its base
 # was not usable any more, or the server failed on it. Every other rejection drops it: sent again it would fail again.
 KEEP_MASS_CODES = frozenset({"stale", "resync", "internal"})

@@ -1,6 +1,7 @@
 """MQTT topics of the fleet: build, parse, and the partition of a device. Direction is in the tree.
 
-`d/<device>/…` goes up, `c/<device>/…` down, `b/<cohort>/…` to a cohort, `s/<service>/…` is service state.
+`d/<device>/…` goes up, `c/<device>/…` down, `b/<cohort>/…` to a cohort, `s/<service>/…` is service state,
+`i/…` is for integrators.
 Two ACL lines per device are enough: write `d/<self>/#`, read `c/<self>/#` (docs/wire.md §1).
 """
 
@@ -163,6 +164,16 @@ def delta_filter(cohort: str, job: str) -> str:
 def service_state(service: str) -> str:
     """Retained birth and last will of a service."""
     return f"{ROOT}/s/{service}/state"
+
+
+def fleet_state() -> str:
+    """Retained counts of devices and jobs, for integrators."""
+    return f"{ROOT}/i/fleet"
+
+
+def job_state(job: str) -> str:
+    """Retained state of a job, for integrators; an empty payload when the job is deleted."""
+    return f"{ROOT}/i/job/{job}"
 
 
 # -- parse ------------------------------------------------------------------------------------------
