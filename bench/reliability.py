@@ -1,6 +1,6 @@
 """Kills over many updates, and hostile messages: what was lost, folded twice or changed. Meant to be all zeros.
 
-    python -m bench.reliability [--seconds 1000] [--rigs 2] [--devices 100] [--hostile 50000] [--out results.json]
+    python -m bench.reliability [--seconds 1000] [--rigs 2] [--devices 100] [--pause 0.8] [--hostile 50000] [--out results.json]
 
 Each rig is a server of its own on mosquitto, whose broker, bridge and aggregator are killed (SIGKILL) in an order that
 follows from the seed, under devices of tests/soak that speak the real protocol and lose their connections as well. At
@@ -21,21 +21,21 @@ from typing import Any
 from tests.soak.hostile import flood
 from tests.soak.rig import PARTS, Rig, until
 
-PAUSE_S = (0.5, 1.2)  # between kills
 
-
-def kills(seed: int, devices: int, seconds: float, results: "multiprocessing.Queue[dict[str, Any]]") -> None:
+def kills(
+    seed: int, devices: int, seconds: float, pause_s: float, results: "multiprocessing.Queue[dict[str, Any]]"
+) -> None:
     """One rig's run; its audit raises what is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         rig = Rig(Path(folder), devices=devices, seed=seed)
         try:
             starts = {part: _start_s(rig, part) for part in PARTS}
             rig.killed = dict.fromkeys(PARTS, 0)
-            rig.disturb(seconds, PAUSE_S)
+            rig.disturb(seconds, (0.6 * pause_s, 1.4 * pause_s))
             rig.settle()
         finally:
             rig.close()
-        results.put({"seed": seed, "devices": devices, "start_s": starts, **rig.audit()})
+        results.put({"seed": seed, "devices": devices, "pause_s": pause_s, "start_s": starts, **rig.audit()})
 
 
 def _start_s(rig: Rig, part: str) -> float:
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1000.0)
     parser.add_argument("--rigs", type=int, default=2)
     parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--pause", type=float, default=0.8, help="seconds between kills, on average")
     parser.add_argument("--hostile", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -91,7 +92,7 @@ def main() -> None:
     results: multiprocessing.Queue[dict[str, Any]] = multiprocessing.Queue()
     workers = [
         multiprocessing.Process(
-            target=kills, args=(options.seed + n, options.devices, options.seconds, results)
+            target=kills, args=(options.seed + n, options.devices, options.seconds, options.pause, results)
         )
         for n in range(options.rigs)
     ]

@@ -147,7 +147,8 @@ class Device:
             self._verdict(messages.decode(Receipt, message.payload))
         elif kind == "assign":
             assignment = messages.decode(Assignment, message.payload)
-            if assignment.ask == self._ask and self._assigned is None and self._update is None:
+            waits = self._assigned is None and self._update is None and not self._swarm.ending
+            if waits and assignment.ask == self._ask:
                 train_s = assignment.not_before_s + self._rng.uniform(0.02, 0.2)
                 self._assigned = assignment, time.monotonic() + train_s
 

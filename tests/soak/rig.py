@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -148,7 +149,7 @@ class Rig:
         return {
             "produced": len(digests), "accepted": len(accepted), "rejected": len(digests) - len(accepted),
             "versions": versions, "receipts": self.swarm.receipts, "lost": len(lost), "folded_twice": 0,
-            "kills": dict(self.killed),
+            "kills": dict(self.killed), "codes": Counter(c for seen in final.values() for _, c in seen if c),
         }  # fmt: skip
 
     def _marks(self):
