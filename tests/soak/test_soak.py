@@ -56,6 +56,7 @@ def test_a_fleet_under_faults_loses_nothing_and_nothing_grows(rig):
     figures = rig.audit()
     assert figures["accepted"] > 2 * DEVICES
     assert sum(figures["kills"].values()) > SECONDS / 4
+    sys.stdout.write(f"{figures}\n{sizes[0]}\n{sizes[-1]}\n")
     _assert_flat(sizes)
 
 
