@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from aggregator.sdk import Fleet, FleetError
-from aggregator.sdk.wire import DEFAULT_URL
+from aggregator.sdk.account import DEFAULT_URL
 
 WATCH_S = 2.0
 EXIT_CODES = "Exit codes: 0 done, 1 refused or unreachable (the message says why), 2 wrong usage."
@@ -40,10 +40,8 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--server",
-        default=DEFAULT_URL,
-        show_default=True,
         envvar="FEDFLEET_SERVER",
-        help="URL of the HTTP API.",
+        help=f"URL of the HTTP API.  [default: that of fedfleet login, else {DEFAULT_URL}]",
     )
     @click.option(
         "--token",
@@ -51,7 +49,7 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
         help="Token of the HTTP API; better given by the variable FEDFLEET_TOKEN, which no process list shows.",
     )
     @functools.wraps(command)
-    def run(*args: Any, server: str, token: str | None, **kwargs: Any) -> None:
+    def run(*args: Any, server: str | None, token: str | None, **kwargs: Any) -> None:
         try:
             with Fleet(server, token=token) as fleet:
                 command(*args, fleet=fleet, **kwargs)

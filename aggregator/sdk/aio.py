@@ -10,13 +10,13 @@ from aggregator.sdk.calls import Listing, Record
 from aggregator.sdk.events import Event
 from aggregator.sdk.job import WATCH_S
 from aggregator.sdk.models import Model, bundle_of, end_of
-from aggregator.sdk.wire import DEFAULT_URL, AsyncWire
+from aggregator.sdk.wire import AsyncWire
 
 
 class AsyncFleet:
     """As `Fleet`; use it with `async with`, or `await close()`."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, token: str | None = None) -> None:
         self._wire = AsyncWire(url, token)
         self.url = self._wire.url
 

@@ -10,19 +10,21 @@ from aggregator.sdk.calls import Listing, Record
 from aggregator.sdk.events import Event
 from aggregator.sdk.job import Job
 from aggregator.sdk.models import bundle_of, end_of
-from aggregator.sdk.wire import DEFAULT_URL, Wire
+from aggregator.sdk.wire import Wire
 
 if TYPE_CHECKING:
     from aggregator.sdk.local import Local, Shard
 
 
 class Fleet:
-    """The server at `url`; `token` is from `fedfleet token create` (or the variable FEDFLEET_TOKEN).
+    """The server at `url`; `token` is from `fedfleet token create`.
+
+    Unless given they are the variables FEDFLEET_SERVER and FEDFLEET_TOKEN, else what `fedfleet login` kept.
 
     Raises FleetError with the server's code and reason, and so does everything here.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, token: str | None = None) -> None:
         self._wire = Wire(url, token)
         self._local: Local | None = None
         self.url = self._wire.url

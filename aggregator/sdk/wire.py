@@ -4,11 +4,11 @@ httpx is loaded with the first client: it takes a third of a second.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aggregator.sdk import account
 from aggregator.sdk.calls import Call, Listing, Query, Record, check
 from aggregator.sdk.errors import FleetError
 from aggregator.sdk.events import Event, Parser
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
-DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT_S = 30.0  # an export of a large model is the slowest call
 STREAM_TIMEOUT_S = 40.0  # events: the server says something every 15 s
 RETRIES = 3  # after 429, when the server says to come again
@@ -27,10 +26,10 @@ RETRY_S_MAX = 10.0
 class Wire:
     """A connection to one server; raises FleetError with the server's own words."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str | None, token: str | None) -> None:
         import httpx  # noqa: PLC0415 - see above
 
-        self.url = url.rstrip("/")
+        self.url, token = account.resolve(url, token)
         self._errors = httpx.RequestError
         self._http = _client(httpx.Client, self.url, token)
 
@@ -82,10 +81,10 @@ class Wire:
 class AsyncWire:
     """The same for asyncio."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str | None, token: str | None) -> None:
         import httpx  # noqa: PLC0415 - see above
 
-        self.url = url.rstrip("/")
+        self.url, token = account.resolve(url, token)
         self._errors = httpx.RequestError
         self._http = _client(httpx.AsyncClient, self.url, token)
 
@@ -141,7 +140,6 @@ C = TypeVar("C", "httpx.Client", "httpx.AsyncClient")
 def _client(kind: type[C], url: str, token: str | None) -> C:
     import httpx  # noqa: PLC0415 - see above
 
-    token = token or os.environ.get("FEDFLEET_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         return kind(base_url=f"{url}/api/v1", timeout=TIMEOUT_S, headers=headers)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from aggregator.sdk import AsyncFleet, Event, Fleet, FleetError, Shard, view
+from aggregator.sdk import AsyncFleet, Event, Fleet, FleetError, Shard, account, view
 from aggregator.sdk.events import Parser
 from broker_bridge.broker import free_port
 from broker_bridge.ports import Kind
@@ -266,6 +266,30 @@ def test_devices_are_paused_resumed_and_forgotten(fleet, server):
     assert json.loads(forgotten)["device"] == "ordered"
     gone = fedfleet("device", "forget", "ordered", "--server", fleet.url, code=1).stderr
     assert "no device named ordered" in gone
+
+
+def test_a_login_is_kept_for_commands_and_the_sdk(server, tmp_path, monkeypatch):
+    """After a login no server need be named; its token goes to no other server, and what cannot be is not kept."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    url, kept = f"http://127.0.0.1:{server.port}", tmp_path / "fedfleet" / "login.json"
+    fedfleet("login", "--server", f"http://127.0.0.1:{free_port()}", code=1)
+    assert "no such token" in fedfleet("login", "--server", url, "--token", "ff_a_b", code=1).stderr
+    assert not kept.exists()
+    assert json.loads(fedfleet("login", "--server", url, "--json").stdout)["server"] == url
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert isinstance(json.loads(fedfleet("job", "list", "--json").stdout), list)
+    with Fleet() as found:
+        assert found.url == url
+    account.save(account.Account(url, "ff_secret"))
+    assert account.resolve(None, None) == (url, "ff_secret")
+    assert account.resolve("http://elsewhere", None) == ("http://elsewhere", None)
+    monkeypatch.setenv("FEDFLEET_TOKEN", "ff_env")
+    assert account.resolve(None, None) == (url, "ff_env")
+    monkeypatch.delenv("FEDFLEET_TOKEN")
+    kept.write_text("{")
+    assert "fedfleet logout removes it" in fedfleet("job", "list", code=1).stderr
+    assert "logged out" in fedfleet("logout").stdout
+    assert "nobody" in fedfleet("logout").stdout
 
 
 def test_importing_the_sdk_loads_no_library():
