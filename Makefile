@@ -7,7 +7,7 @@
 # make check   formatting, types and import direction only
 # make bench   the numbers in bench/, printed with their baselines
 # make bench-training   a training step beside PyTorch's, some ten minutes
-# make fuzz    ten million hostile inputs to the decoders of the wire, some fifteen minutes
+# make fuzz    ten million hostile inputs to the decoders of the wire, some twenty minutes
 # make bench-simulation a hundred thousand simulated devices, some five minutes
 # make bench-aggregation  strategies, stragglers, attacks and folds on a simulated fleet, more than an hour
 # make bench-downlink   accuracy against bytes down, some half an hour
@@ -74,7 +74,8 @@ fuzz: $(VENV)/test
 bench-aggregation: $(VENV)/test
 	@$(PIP) --editable '.[demo,simulate]'
 	@$(BIN)/python bench/commit.py --out bench/results/commit.json
-	@for name in mlp cnn stragglers sound; do \
+	@$(BIN)/python bench/in_flight.py --out bench/results/in_flight.json
+	@for name in mlp small-buffer cnn stragglers sound; do \
 	  $(BIN)/fedfleet simulate bench/aggregation/$$name.toml --out .bench/$$name --plots || exit 1; \
 	  mkdir -p bench/results/aggregation/$$name && cp .bench/$$name/*.svg bench/results/aggregation/$$name || exit 1; \
 	  $(BIN)/fedfleet simulate bench/aggregation/$$name.toml --out .bench/$$name --json > bench/results/aggregation/$$name/comparison.json || exit 1; \
