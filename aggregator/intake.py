@@ -14,6 +14,7 @@ from aggregator.fleet import Fleet
 from aggregator.job import Job
 from aggregator.jobstore import JobRecord
 from aggregator.marks import Marks
+from broker_bridge.decoding import attempt
 from broker_bridge.ports import Entry, Kind
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
 from edge_client.wire import together
@@ -102,7 +103,7 @@ class Intake:
             job = self._jobs.get(name)
             if job is not None and len(of_job) > 1:
                 bundle = job.bundle
-                decoded = together.decode(list(of_job.values()), bundle.sizes, len(bundle.statistics))
+                decoded = attempt(list(of_job.values()), bundle.sizes, len(bundle.statistics))
                 found |= {o: u for o, u in zip(of_job, decoded, strict=True) if isinstance(u, Update)}
         return found
 

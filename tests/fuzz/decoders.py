@@ -4,7 +4,8 @@
 
 Whatever arrives decodes or is a RemoteWireError; anything else is a finding, which libFuzzer writes to a file and
 which then becomes a vector. The first byte picks the decoder, the rest is its input; bodies get a right envelope
-half of the time, or the CRC would hide everything behind it.
+half of the time, or the CRC would hide everything behind it. An update is also decoded together with a neighbour that
+shares its beginning: what comes of each is what comes of it alone.
 """
 
 import sys
@@ -16,7 +17,7 @@ import atheris
 import numpy as np
 
 with atheris.instrument_imports(include=["edge_client.wire"]):
-    from edge_client.wire import chunks, frame, grid, messages, sparse
+    from edge_client.wire import chunks, frame, grid, messages, sparse, together
     from edge_client.wire.errors import RemoteWireError
     from edge_client.wire.weights import Dense, Sparse, SparseTensor
 
@@ -39,14 +40,44 @@ def one(data: bytes) -> None:
         kind, codec = KINDS[which % 4], which >> 2 & 7 | (sparse.GAPS if which & 0x40 else 0)
         framed = frame.encode(kind, body, codec) if which & 0x80 else body
         if kind is frame.Kind.UPDATE:
-            update = sparse.decode(framed, SIZES, STATISTICS)
-            update.norm()
+            neighbour = frame.encode(kind, body[:-1] + bytes([body[-1] ^ 1]), codec) if body else framed
+            beside_each_other([framed, neighbour])
+            sparse.decode(framed, SIZES, STATISTICS).norm()
         elif kind is frame.Kind.CHUNK:
             chunks.decode(frame.decode(framed)[2])
         else:
             grid.apply(None, grid.decode(framed, SIZES), None)
     except RemoteWireError:
         pass
+
+
+def beside_each_other(frames: list[bytes]) -> None:
+    """Decode frames together and alone; the difference is a finding."""
+    for data, found in zip(frames, together.decode(frames, SIZES, STATISTICS), strict=True):
+        try:
+            alone: together.Decoded = sparse.decode(data, SIZES, STATISTICS)
+        except RemoteWireError as error:
+            alone = error
+        if described(found) != described(alone):
+            raise AssertionError(f"together {described(found)}, alone {described(alone)}")
+
+
+def described(decoded: together.Decoded) -> tuple[object, ...]:
+    """What can be compared of an update, or of the reason against it."""
+    if isinstance(decoded, RemoteWireError):
+        return (decoded.code, str(decoded))
+    head = (
+        decoded.base_version,
+        decoded.base_hash,
+        decoded.tag,
+        decoded.n_samples,
+        decoded.statistics.tobytes(),
+    )
+    if isinstance(decoded.weights, Dense):
+        return (*head, decoded.weights.values.tobytes())
+    w = decoded.weights
+    levels = None if w.levels is None else w.levels.tolist()
+    return (*head, w.counts.tolist(), w.scales.tolist(), w.indices.tolist(), w.negative.tolist(), levels)
 
 
 def seeds() -> Iterator[bytes]:

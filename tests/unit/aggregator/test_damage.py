@@ -314,6 +314,21 @@ def test_an_entry_that_cannot_be_taken_is_put_aside_and_blocks_nothing(drive, bu
     drive(body)
 
 
+def test_updates_that_cannot_be_decoded_together_are_decoded_alone(drive, bundle, monkeypatch):
+    """I1: a bug in decoding many at once stops nothing, and every update is folded."""
+    monkeypatch.setattr("edge_client.wire.rows.Table", None)
+
+    async def body(site):
+        await site.start_job(bundle)
+        for seed in (1, 2, 3):
+            await site.update(f"dev-{seed}", 1)
+        await site.step()
+        assert sum(r.updates for r in site.engine.jobs["job"].history.records) == 3
+        assert not site.engine.dead.letters
+
+    drive(body)
+
+
 def test_more_entries_that_cannot_be_taken_than_there_may_be_end_the_engine(drive, bundle, monkeypatch):
     """I6: a program that can take nothing says so instead of passing over the log."""
     monkeypatch.setattr("aggregator.deadletters.LETTERS_MAX", 2)
