@@ -1,8 +1,7 @@
 // What can be done with a device: give it no more work, let it work again, forget it.
-import { useState } from "preact/hooks";
 import { post, segment } from "../api";
 import { attempt } from "../notice";
-import { Confirm } from "../parts/dialog";
+import { type ActionText, Actions } from "../parts/actions";
 import { go } from "../route";
 import { may, me } from "../session";
 import { useStore } from "../store";
@@ -10,7 +9,7 @@ import type { Device } from "../types";
 
 type Action = "pause" | "resume" | "forget";
 
-const TEXTS: Record<Action, { word: string; title: string; text: string; done: string; danger: boolean }> = {
+const TEXTS: Record<Action, ActionText> = {
   pause: {
     word: "Pause",
     title: "Pause this device?",
@@ -36,7 +35,6 @@ const TEXTS: Record<Action, { word: string; title: string; text: string; done: s
 
 export function DeviceActions({ device, etag, reload }: { device: Device; etag: string | undefined; reload: () => void }) {
   const who = useStore(me);
-  const [asked, setAsked] = useState<Action | null>(null);
   if (!may(who, "operator")) return null;
   const actions: Action[] = [device.paused ? "resume" : "pause"];
   if (device.state !== "ready") actions.push("forget"); // a connected one would be back at once
@@ -48,29 +46,5 @@ export function DeviceActions({ device, etag, reload }: { device: Device; etag: 
     else reload();
   }
 
-  return (
-    <>
-      {actions.map((action) => (
-        <button
-          key={action}
-          type="button"
-          class={TEXTS[action].danger ? "button danger-quiet" : "button"}
-          onClick={() => setAsked(action)}
-        >
-          {TEXTS[action].word}
-        </button>
-      ))}
-      {asked && (
-        <Confirm
-          title={TEXTS[asked].title}
-          action={`${TEXTS[asked].word} ${device.device}`}
-          danger={TEXTS[asked].danger}
-          onConfirm={() => void act(asked)}
-          onClose={() => setAsked(null)}
-        >
-          <p>{TEXTS[asked].text}</p>
-        </Confirm>
-      )}
-    </>
-  );
+  return <Actions actions={actions} texts={TEXTS} name={device.device} act={act} />;
 }

@@ -1,8 +1,7 @@
 // What can be done with a job, each after a question. The ETag sees to it that nobody overrules what they did not see.
-import { useState } from "preact/hooks";
 import { ask, post, segment } from "../api";
 import { attempt } from "../notice";
-import { Confirm } from "../parts/dialog";
+import { type ActionText, Actions } from "../parts/actions";
 import { go } from "../route";
 import { may, me } from "../session";
 import { useStore } from "../store";
@@ -10,7 +9,7 @@ import type { Job } from "../types";
 
 type Action = "pause" | "resume" | "stop" | "delete";
 
-const TEXTS: Record<Action, { word: string; title: string; text: string; done: string; danger: boolean }> = {
+const TEXTS: Record<Action, ActionText> = {
   pause: {
     word: "Pause",
     title: "Pause this job?",
@@ -43,7 +42,6 @@ const TEXTS: Record<Action, { word: string; title: string; text: string; done: s
 
 export function JobActions({ job, etag, reload }: { job: Job; etag: string | undefined; reload: () => void }) {
   const who = useStore(me);
-  const [asked, setAsked] = useState<Action | null>(null);
   const actions: Action[] = job.state === "ended" ? ["delete"] : [job.state === "paused" ? "resume" : "pause", "stop"];
   const allowed = actions.filter((action) => may(who, action === "delete" ? "admin" : "operator"));
 
@@ -58,29 +56,5 @@ export function JobActions({ job, etag, reload }: { job: Job; etag: string | und
   if (allowed.length === 0) {
     return <span class="quiet">{job.state === "ended" ? "" : `Pausing and stopping need the role operator; yours is ${who?.role ?? ""}.`}</span>;
   }
-  return (
-    <>
-      {allowed.map((action) => (
-        <button
-          key={action}
-          type="button"
-          class={TEXTS[action].danger ? "button danger-quiet" : "button"}
-          onClick={() => setAsked(action)}
-        >
-          {TEXTS[action].word}
-        </button>
-      ))}
-      {asked && (
-        <Confirm
-          title={TEXTS[asked].title}
-          action={`${TEXTS[asked].word} ${job.name}`}
-          danger={TEXTS[asked].danger}
-          onConfirm={() => void act(asked)}
-          onClose={() => setAsked(null)}
-        >
-          <p>{TEXTS[asked].text}</p>
-        </Confirm>
-      )}
-    </>
-  );
+  return <Actions actions={allowed} texts={TEXTS} name={job.name} act={act} />;
 }
