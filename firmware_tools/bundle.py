@@ -38,13 +38,17 @@ def pack(manifest: Manifest, members: Mapping[str, bytes]) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace `path` atomically; what fails, as on a full disk, leaves nothing behind."""
+    """Replace `path` atomically; raise OptionError. What fails, as on a full disk, leaves nothing behind."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if not path.parent.is_dir():
+        raise OptionError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ class CompiledBundle:
         return bundle.pack(self.manifest, self.members)
 
     def save(self, path: str | Path) -> Path:
-        """Write the bundle file, replacing it atomically."""
+        """Write the bundle file, replacing it atomically; raise OptionError where it cannot be written."""
         bundle.write(Path(path), self.to_bytes())
         return Path(path)
 

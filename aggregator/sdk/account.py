@@ -69,6 +69,8 @@ def resolve(url: str | None, token: str | None) -> Account:
     url, token = url or os.environ.get("FEDFLEET_SERVER"), token or os.environ.get("FEDFLEET_TOKEN")
     kept = None if url and token else load()
     url = (url or (kept.url if kept else DEFAULT_URL)).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise FleetError("bad_argument", f"{url!r} is not the URL of a server; one looks like {DEFAULT_URL}")
     if token is None and kept is not None and kept.url == url:
         token = kept.token
     return Account(url, token)

@@ -274,6 +274,7 @@ def test_a_login_is_kept_for_commands_and_the_sdk(server, tmp_path, monkeypatch)
     url, kept = f"http://127.0.0.1:{server.port}", tmp_path / "fedfleet" / "login.json"
     fedfleet("login", "--server", f"http://127.0.0.1:{free_port()}", code=1)
     assert "no such token" in fedfleet("login", "--server", url, "--token", "ff_a_b", code=1).stderr
+    assert "not the URL of a server" in fedfleet("login", "--server", "nonsense", code=1).stderr
     assert not kept.exists()
     assert json.loads(fedfleet("login", "--server", url, "--json").stdout)["server"] == url
     assert kept.stat().st_mode & 0o777 == 0o600

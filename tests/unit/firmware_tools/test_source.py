@@ -347,8 +347,14 @@ def test_a_bundle_that_cannot_be_written_leaves_no_file(models, tmp_path, monkey
     result = build(path)
 
     assert result.exit_code == 1
-    assert "No space left" in result.output
+    assert "m.bundle cannot be written: No space left" in result.output
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_that_is_missing_is_named(models, tmp_path):
+    """A bundle into a directory that is not there says which one to make."""
+    with pytest.raises(OptionError, match=r"cannot be written: there is no directory .*/none; make it first"):
+        compile_training(models.mlp()).save(tmp_path / "none" / "m.bundle")
 
 
 @settings(max_examples=150, deadline=None)
