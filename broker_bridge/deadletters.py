@@ -4,6 +4,8 @@ Admission answers what is wrong with a message, so such a one shows a bug. The n
 `poison/<place>`.
 """
 
+import asyncio
+import contextlib
 import hashlib
 
 import msgspec
@@ -33,23 +35,28 @@ class DeadMessages:
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
         self._next: int | None = None
+        self._writing = (
+            asyncio.Lock()
+        )  # devices are served side by side, and each letter has a place of its own
 
     async def put(self, topic: str, payload: bytes, reason: str, at: float) -> None:
         """Put a message aside durably; raise StorageError."""
-        if self._next is None:
-            kept = await read(self._heads)
-            self._next = kept[-1].number + 1 if kept else 0
-        digest = hashlib.sha256(payload).hexdigest()
-        letter = DeadMessage(self._next, at, topic, reason, len(payload), digest, payload[:PAYLOAD_BYTES_MAX])
-        key = f"{PREFIX}{self._next % LETTERS_MAX}"
-        revision, _ = await self._heads.load(key)
-        await self._heads.swing(key, revision, msgspec.json.encode(letter))
-        self._next += 1
+        async with self._writing:
+            if self._next is None:
+                kept = await read(self._heads)
+                self._next = kept[-1].number + 1 if kept else 0
+            number, digest = self._next, hashlib.sha256(payload).hexdigest()
+            letter = DeadMessage(number, at, topic, reason, len(payload), digest, payload[:PAYLOAD_BYTES_MAX])
+            key = f"{PREFIX}{number % LETTERS_MAX}"
+            revision, _ = await self._heads.load(key)
+            await self._heads.swing(key, revision, msgspec.json.encode(letter))
+            self._next = number + 1
 
 
 async def read(heads: Heads) -> list[DeadMessage]:
-    """All that are kept, oldest first."""
-    letters = [
-        msgspec.json.decode(change.value or b"", type=DeadMessage) for change in await heads.list(PREFIX)
-    ]
+    """All that are kept and can be read, oldest first; a damaged one must not stop the bridge from keeping others."""
+    letters = []
+    for change in await heads.list(PREFIX):
+        with contextlib.suppress(msgspec.DecodeError):
+            letters.append(msgspec.json.decode(change.value or b"", type=DeadMessage))
     return sorted(letters, key=lambda letter: letter.number)

@@ -6,6 +6,7 @@ after the commit, a chunk once it is buffered.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -26,7 +27,7 @@ from broker_bridge.pulls import Pulls
 from broker_bridge.reassemble import Reassembly
 from broker_bridge.records import DIGEST_BYTES, EventRecord, RejectionRecord, VerdictMark
 from broker_bridge.storage import persistently
-from edge_client.wire import chunks, frame, messages, topics
+from edge_client.wire import chunks, frame, messages, together, topics
 from edge_client.wire.chunks import Chunk
 from edge_client.wire.errors import RemoteWireError
 from edge_client.wire.messages import Ask, BlobRequest, DeviceInfo, DeviceState, Receipt, TaskStatus
@@ -133,7 +134,7 @@ class Uplink:
         if not isinstance(parsed, UpdateTopic | EvaluationTopic):
             self._counters.refused("internal")
             return
-        uid, digest = parsed.uid, _digest(payload)
+        uid, digest = parsed.uid, _whole_digest(payload)
         self._partials.forget(uid)
         try:
             if not await self._answer_known(uid, digest):
@@ -214,6 +215,7 @@ class Uplink:
         if isinstance(verdict, Reject) and verdict.code in _REFRESH_CODES:
             await persistently(lambda: self._catalog.refresh(judged.uid.job), "refresh")
             verdict = self._admit(judged, decoded)
+        del decoded  # storing may take long
         if isinstance(verdict, Reject):
             await self._reject(judged.uid, judged.digest, verdict)
             return
@@ -228,7 +230,9 @@ class Uplink:
             job = admit.open_job(self._catalog.job(judged.uid.job), len(judged.data))
         except RemoteWireError:
             return None
-        if judged.kind is not Kind.UPDATE:
+        if (
+            judged.kind is not Kind.UPDATE or len(judged.data) > together.BYTES_MAX
+        ):  # nothing to gain, much to hold
             return None
         return await self._decoding.decode(judged.data, job.sizes, job.statistics)
 
@@ -302,6 +306,14 @@ class Uplink:
 def _check_index(chunk: Chunk, index: int) -> None:
     if chunk.index != index:
         raise RemoteWireError("bad_chunk", f"chunk {chunk.index} came as number {index}")
+
+
+def _whole_digest(packet: bytes) -> bytes:
+    """The digest of what a packet is a part of, as its verdict is kept under; of itself where it is the whole."""
+    if len(packet) >= frame.OVERHEAD_BYTES and packet[2] == frame.Kind.CHUNK:
+        with contextlib.suppress(RemoteWireError):
+            return chunks.decode(frame.decode(packet)[2]).digest
+    return _digest(packet)
 
 
 def _digest(data: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """The bridge between a real broker and a real log: verdicts, receipts, crashes, downlink and blobs."""
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -212,6 +213,37 @@ def test_dead_messages_are_bounded_in_number_and_bytes(rig):
     assert [letter.topic for letter in kept] == [f"topic {n}" for n in range(most + 5, 2 * most + 5)]
     assert {len(letter.payload) for letter in kept} == {size}
     assert kept[-1].size == size + 2 * most + 4
+
+
+def test_messages_put_aside_at_once_are_all_kept(rig):
+    """I6: devices meet a bug side by side; each letter has its place, beside one that is damaged."""
+
+    async def fill(ports):
+        await ports.heads.swing(f"{deadletters.PREFIX}7", 0, b"damaged")
+        dead = deadletters.DeadMessages(ports.heads)
+        await asyncio.gather(*(dead.put(f"topic {n}", b"", "why", 0.0) for n in range(16)))
+        return await deadletters.read(ports.heads)
+
+    assert sorted(letter.topic for letter in rig.call(fill)) == sorted(f"topic {n}" for n in range(16))
+
+
+def test_a_chunked_update_on_which_the_bridge_fails_gets_one_verdict(rig):
+    """I1: sent again it is told the same, and not that another body came under its name."""
+    rig.swing(cells.job_key("big"), cells_job(sizes=(60_000,)))
+    rig.swing(cells.version_key("big"), b'{"version":7,"manifest":"m","hashes":{"7":"0000000000000000"}}')
+    rig.kill_bridge()
+    bug = {"broker_bridge.admit:NORM_TOLERANCE": "a bug that only updates with a norm meet"}
+    path = os.pathsep.join([str(CRASH), *sys.path])
+    rig.environment = {**os.environ, "CHAOS_SET": json.dumps(bug), "PYTHONPATH": path}
+    rig.start_bridge()
+    device = rig.device("pi-20")
+    uid = device.uid(1, "big")
+    data = whole_update(uid)
+    for _ in range(2):
+        for index in range(chunks.count(len(data), CHUNK)):
+            device.send(topics.update(uid, index), chunks.cut(data, index, CHUNK).encode())
+        receipt = device.receipt(uid)
+        assert (receipt.verdict, receipt.code) == ("rejected", "internal")
 
 
 def test_killed_bridge_loses_and_repeats_nothing(rig, tools):
