@@ -25,23 +25,26 @@ class Downlink:
         """Have `message` published to `topic`."""
         await self._set(cells.down_key(topic), encode(message))
 
-    async def clear(self, topic: str) -> None:
-        """Have a retained topic cleared."""
-        await self._set(cells.down_key(topic), b"")
+    async def clear(self, *retained: str) -> None:
+        """Have retained topics cleared."""
+        for topic in retained:
+            await self._set(cells.down_key(topic), b"")
 
     async def drop(self, topic: str) -> None:
         """Forget what was said to a topic; nothing is published on a topic that is not retained."""
         await self._drop(cells.down_key(topic))
+
+    async def erase(self, cohort: str, job: str) -> None:
+        """Clear what the broker retains of a job that has ended."""
+        await self.clear(topics.version(cohort, job), topics.job_state(job))
 
     async def forget(self, device: str, jobs: Iterable[str]) -> None:
         """Take back what was said to a device about these jobs, and clear what the broker retains of it."""
         for job in jobs:
             await self.drop(topics.end(device, job))
             await self.drop(topics.assign(device, job))
-        for topic in (topics.state(device), topics.info(device)):
-            await self.clear(
-                topic
-            )  # the cell stays: a bridge that has published nothing yet is not told of drops
+        # The cells stay: a bridge that has published nothing yet is not told of drops.
+        await self.clear(topics.state(device), topics.info(device))
 
     async def fan(self, job: str, delta: cells.FanCell | None) -> None:
         """Have a job's newest delta published once; None: it has no more."""

@@ -93,6 +93,7 @@ class Engine:
         self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
         await recall(self.journal, self.ports.log, self.cursor, dead)
         for job in self.jobs.values():
+            job.leases.away(*self.marks.all_paused())  # the memo may be of before the pause
             await self._announce(job)
         self._stale = False
         self.ready.set()
@@ -186,21 +187,17 @@ class Engine:
         job = self.jobs.get(name)
         if job is None:
             raise NotFoundError(f"no job named {name}")
-        if self.store.records[name].state != "ended":
-            raise RefusedError("running", f"job {name} has not ended; stop it first")
-        if self.store.damaged:  # what they share with this one is not known
-            raise RefusedError("damaged", f"first mend {', '.join(self.store.damaged)}: fedfleet doctor")
+        self.store.deletable(name)
         if job.due(self.clock(), draining=True):
             raise RefusedError("running", f"the last updates of job {name} are being folded; try again")
         del self.jobs[name]
-        try:
+        try:  # what the broker retains goes first: after a crash in between the job is there to be deleted again
+            await self._stored(self._downlink.erase(job.spec.cohort, name))
             await self._stored(self.store.delete(job, blobs_used(self.jobs.values())))
         except PortError:
             if name in self.store.records:
                 self.jobs[name] = job
             raise
-        await self._downlink.clear(topics.version(job.spec.cohort, name))
-        await self._downlink.clear(topics.job_state(name))
         self.fleet.drop(name)
         self._dirty = True
         self.stream.publish("job", {"name": name, "state": "deleted"})
@@ -254,6 +251,9 @@ class Engine:
                 if intake.forgotten:
                     await self.marks.drop(intake.forgotten)
                     await self._downlink.forget(intake.forgotten, self.jobs)
+                    await (
+                        self._save_memo()
+                    )  # a replay would take from the device what it got since it came back
                 if intake.job is not None:
                     await self._commit_due(intake.job)
         now = self.clock()

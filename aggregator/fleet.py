@@ -72,8 +72,7 @@ class Fleet:
             insort(self.names, device)
             self._count(record, 1)
         record.seen = max(record.seen, at)
-        self._changes += 1
-        self.touched[device] = self._changes
+        self._touch(device)
         return record
 
     def task(self, device: str, job: str, at: float) -> TaskRecord:
@@ -144,10 +143,15 @@ class Fleet:
         for record in self.devices.values():
             if record.tasks.pop(job, None) is not None:
                 self._texts.pop(record.device, None)
+                self._touch(record.device)
 
     def tally(self, job: str) -> Tally:
         """What devices do for a job."""
         return self.tallies.get(job) or Tally()
+
+    def _touch(self, device: str) -> None:
+        self._changes += 1
+        self.touched[device] = self._changes
 
     def _tally(self, job: str) -> Tally:
         return self.tallies.setdefault(job, Tally())

@@ -189,6 +189,13 @@ class JobStore:
         """Of a job's record: grows with each change of it, not with its figures."""
         return self._revisions[f"{SPEC_PREFIX}{name}"]
 
+    def deletable(self, name: str) -> None:
+        """Raise RefusedError (`running`, `damaged`) while a job must not be deleted."""
+        if self.records[name].state != "ended":
+            raise RefusedError("running", f"job {name} has not ended; stop it first")
+        if self.damaged:  # what they share with this one is not known
+            raise RefusedError("damaged", f"first mend {', '.join(self.damaged)}: fedfleet doctor")
+
     async def delete(self, job: Job, used: set[str]) -> None:
         """Delete an ended job, and its blobs but for those `used` elsewhere; what remains is that it was."""
         name = job.spec.name

@@ -105,12 +105,13 @@ class Leases:
         if numbers:
             self._answered[device] = (max(numbers), at + LATE_S)
 
-    def away(self, device: str) -> None:
-        """The device is not connected: no place is kept free for it. It asks again when it is back.
+    def away(self, *devices: str) -> None:
+        """These devices are not connected: no place is kept free for them. They ask again when they are back.
 
-        A place that it holds stays its own until the lease ends: it may be training, or come back with an update.
+        A place that one holds stays its own until the lease ends: it may be training, or come back with an update.
         """
-        self.waiting.pop(device, None)
+        for device in devices:
+            self.waiting.pop(device, None)
 
     def forget(self, device: str) -> None:
         """The device left: neither place nor ask remains."""

@@ -48,6 +48,10 @@ class Marks:
         """A device's marks."""
         return self._marks.get(device, (0, NONE))[1]
 
+    def all_paused(self) -> list[str]:
+        """The devices that are to get no work."""
+        return [device for device, (_, mark) in self._marks.items() if mark.paused is not None]
+
     def paused(self, device: str) -> bool:
         """Whether a device is to get no work."""
         return self.of(device).paused is not None

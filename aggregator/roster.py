@@ -94,7 +94,7 @@ class Roster:
             mark = (touched.get(name, 0), revision(name))
             entry = known.get(name)
             if entry is None or entry[0] != mark:
-                known[name] = (mark, _row(record, marks(name), self._leases_s))
+                known[name] = (mark, _row(record, fleet.text(record), marks(name), self._leases_s))
         if len(known) > len(fleet.devices):
             for name in known.keys() - fleet.devices.keys():
                 del known[name]
@@ -139,7 +139,7 @@ def _count(name: str, rows: Sequence[Row]) -> Counter[str]:
     return counts
 
 
-def _row(record: DeviceRecord, mark: Mark, leases_s: Mapping[str, float]) -> Row:
+def _row(record: DeviceRecord, text: str, mark: Mark, leases_s: Mapping[str, float]) -> Row:
     doing, job, task = _doing(record, leases_s)
     status = None if task is None else task.status
     reason = status.reason if status is not None and doing in ("declined", "failed") else ""
@@ -147,10 +147,7 @@ def _row(record: DeviceRecord, mark: Mark, leases_s: Mapping[str, float]) -> Row
         doing, reason = "paused", f"paused by {mark.paused.by}"
     due = task.at + leases_s[job] if task is not None and doing == "training" else None
     software = record.info.software if record.info is not None else ""
-    words = [record.device, record.cohort, record.state, software, job, reason, *mark.tags]
-    if record.info is not None:
-        words += [record.info.arch, *(data.name for data in record.info.datasets)]
-    words += [task.status.reason for task in record.tasks.values() if task.status is not None]
+    words = [text, *(word.casefold() for word in (record.state, job, reason, *mark.tags))]
     return Row(
         device=record.device,
         state=record.state,
@@ -164,7 +161,7 @@ def _row(record: DeviceRecord, mark: Mark, leases_s: Mapping[str, float]) -> Row
         accepted=sum(task.accepted for task in record.tasks.values()),
         rejected=sum(sum(task.rejected.values()) for task in record.tasks.values()),
         due=due,
-        text="\n".join(words).casefold(),
+        text="\n".join(words),
     )
 
 

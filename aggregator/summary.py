@@ -63,10 +63,10 @@ def cost(jobs: Iterable[Job]) -> dict[str, int]:
     """Bytes that updates took, and would have taken as dense fp32."""
     up = dense = updates = 0
     for job in jobs:
-        count = sum(record.updates for record in job.history.records)
-        updates += count
-        up += sum(record.bytes_up for record in job.history.records)
-        dense += count * job.bundle.parameters * DENSE_BYTES
+        totals = job.history.totals
+        updates += totals.updates
+        up += totals.bytes_up
+        dense += totals.updates * job.bundle.parameters * DENSE_BYTES
     return {"updates": updates, "bytes_up": up, "bytes_dense": dense}
 
 

@@ -83,14 +83,15 @@ class Gate:
                     "gives its name this address reads nothing; create a token: fedfleet token create",
                 )
             return LOCAL
-        if token is None and (request.url.path in OPEN_PATHS or site.is_public(request.url.path)):
+        path = request.scope["path"]  # what routing goes by; a URL is partly what the Host header says
+        if token is None and request.method in SAFE and (path in OPEN_PATHS or site.is_file(path)):
             return None
         found = await self._tokens.find(token)
-        wanted = needed(request.method, request.url.path)
+        wanted = needed(request.method, path)
         if not may(found.role, wanted):
             raise RefusedError(
                 "forbidden",
-                f"{request.method} {request.url.path} needs the role {wanted}; {found.name} is {found.role}",
+                f"{request.method} {path} needs the role {wanted}; {found.name} is {found.role}",
             )
         return found
 
@@ -121,11 +122,11 @@ class _Answer:
         """Pass a part of the answer on."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            own = site.HEADERS if site.is_public(self._request.url.path) else {}
+            own = site.HEADERS if site.is_file(self._request.scope["path"]) else {}
             for name, value in {**HEADERS, **own}.items():
                 if name != "Cache-Control" or not own or name not in headers:  # assets may be kept
                     headers[name] = value
-            if self._request.method not in SAFE and message["status"] < 400:
+            if self._request.method not in SAFE and message["status"] < 300:
                 await self._note(message["status"])
         await self._send(message)
 
@@ -134,7 +135,7 @@ class _Answer:
         endpoint: Any = scope.get("endpoint")
         action = getattr(endpoint, "__name__", "")
         caller: Caller = request.state.caller
-        path = request.url.path
+        path = scope["path"]
         entry = AuditEntry(0, time.time(), caller.name, caller.role, action, request.method, path, status)
         stored = await self._engine.audit.add(entry)
         self._engine.stream.publish("audit", {n: getattr(stored, n) for n in stored.__struct_fields__})

@@ -15,7 +15,7 @@ ASKED = "no-cache"  # kept, and asked for with its ETag each time
 ASSETS = "/assets/"
 
 
-def is_public(path: str) -> bool:
+def is_file(path: str) -> bool:
     """Whether this is the address of a file of the dashboard."""
     return path == "/" or path.startswith(ASSETS)
 

@@ -21,7 +21,7 @@ def login(server: str, token: str | None, *, as_json: bool) -> None:
         )
     kept = account.Account(server.rstrip("/"), token or None)
     try:
-        with Fleet(kept.url, token=kept.token) as fleet:
+        with Fleet(kept.url, token=kept.token or "") as fleet:  # what is kept is what was tried
             jobs = len(fleet.jobs())
         path = account.save(kept)
     except FleetError as error:

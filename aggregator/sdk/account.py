@@ -65,12 +65,13 @@ def drop() -> bool:
 
 
 def resolve(url: str | None, token: str | None) -> Account:
-    """The server and token to use; raise FleetError (`bad_argument`)."""
-    url, token = url or os.environ.get("FEDFLEET_SERVER"), token or os.environ.get("FEDFLEET_TOKEN")
-    kept = None if url and token else load()
+    """The server and token to use, an empty one being none; raise FleetError (`bad_argument`)."""
+    url = url or os.environ.get("FEDFLEET_SERVER")
+    token = os.environ.get("FEDFLEET_TOKEN") if token is None else token
+    kept = None if url and token is not None else load()
     url = (url or (kept.url if kept else DEFAULT_URL)).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise FleetError("bad_argument", f"{url!r} is not the URL of a server; one looks like {DEFAULT_URL}")
     if token is None and kept is not None and kept.url == url:
         token = kept.token
-    return Account(url, token)
+    return Account(url, token or None)

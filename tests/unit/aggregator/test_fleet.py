@@ -60,6 +60,17 @@ def test_counts_are_those_of_the_records(seed):
             assert {name: one.text(record) for name, record in one.devices.items()} == told
 
 
+def test_a_device_is_drawn_anew_when_a_job_of_its_goes():
+    """What a table shows of a deleted job goes with it, from devices that never speak again, too."""
+    fleet = Fleet()
+    fleet.reject("dev-1", "a", "norm", 1.0)
+    fleet.reject("dev-2", "b", "norm", 1.0)
+    before = dict(fleet.touched)
+    fleet.drop("a")
+    assert fleet.touched["dev-1"] > before["dev-1"]
+    assert fleet.touched["dev-2"] == before["dev-2"]
+
+
 def test_a_search_text_is_what_the_device_says_now():
     """New words replace old ones."""
     fleet = Fleet()

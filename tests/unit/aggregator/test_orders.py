@@ -68,6 +68,52 @@ def test_a_paused_device_gets_no_work_until_it_is_resumed(drive, bundle):
     drive(body)
 
 
+def test_a_pause_holds_where_the_server_is_killed_right_behind_it(drive, bundle):
+    """A memo of before the pause gives the device no place."""
+
+    async def body(site):
+        await site.start_job(bundle, concurrency=1)
+        await born(site, "dev-1", "dev-2")
+        await site.ask("dev-2")
+        await site.step()
+        await site.ask("dev-1")
+        await site.step()
+        await site.engine._save_memo()
+        async with site.api() as api:
+            await api.post("/devices/dev-1/pause")
+        site.fresh_engine()
+        await site.engine.load()
+        await site.update("dev-2", 1)
+        await site.step()
+        assert await assigned(site, "dev-1") is None
+
+    drive(body)
+
+
+def test_what_a_device_got_since_it_came_back_outlives_a_kill(drive):
+    """Reading the log again after a crash forgets a device as it was, not as it is since."""
+
+    async def body(site):
+        await born(site, "dev-1")
+        await site.say("dev-1", "state", DeviceState("lost", 1))
+        await site.step()
+        async with site.api() as api:
+            forgetting = asyncio.create_task(api.post("/devices/dev-1/forget"))
+            while not forgetting.done():
+                await asyncio.sleep(0)
+                await site.step()
+        await born(site, "dev-1")
+        async with site.api() as api:
+            await api.put("/devices/dev-1/tags", json={"tags": ["lab"]})
+        site.fresh_engine()  # as after kill -9
+        await site.engine.load()
+        await site.step()
+        async with site.api() as api:
+            assert (await api.get("/devices/dev-1")).json()["tags"] == ["lab"]
+
+    drive(body)
+
+
 def test_a_device_that_trains_when_it_is_paused_may_finish(drive, bundle):
     """Its place and its update are its own; after them it gets no other."""
 

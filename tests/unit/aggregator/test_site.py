@@ -94,6 +94,10 @@ def test_files_are_served_with_a_strict_policy_and_kept_by_their_hash(drive):
             assert (await api.get("/assets/none.js")).status_code == 404
             assert (await api.get("/assets/..%2Fbuild.json")).status_code == 404
             assert (await api.get("/api/v1/jobs")).status_code == 401
+            for method, address in (("POST", "/assets/x/"), ("DELETE", "/assets/x/"), ("POST", "/")):
+                assert (await api.request(method, address)).status_code == 401
+            lying = {"Host": "x/assets/"}  # a URL of this name is one of the dashboard's, the path is not
+            assert (await api.get("/api/v1/jobs", headers=lying)).status_code in (400, 401)
             assert (await api.get("/api/v1/health")).headers["Cache-Control"] == "no-store"
 
     drive(body)
