@@ -21,7 +21,7 @@ import structlog
 
 from aggregator.restarts import Restarts
 from aggregator.tokens import Tokens, is_loopback, no_tokens
-from broker_bridge.broker import Broker, BrokerError, Kind, free_port
+from broker_bridge.broker import Broker, BrokerError, Kind
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
 from edge_client.storage import HeldError, hold
@@ -127,10 +127,12 @@ class Supervisor:
             self.state_dir.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.state_dir)
             self._check_host()
-            self._choose_ports()
             broker = Child("broker", self._start_broker, self.state_dir / "broker" / "broker.log")
             self.children = [broker]
-            broker.start()
+            with (
+                self._choose_ports()
+            ):  # held meanwhile, or a broker that may choose its port might choose this one
+                broker.start()
             assert self.broker is not None
             ports = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
             cache = str(self.state_dir / "bundles")
@@ -201,13 +203,15 @@ class Supervisor:
         except PortError as error:
             raise SupervisorError(str(error)) from error
 
-    def _choose_ports(self) -> None:
-        self.http_port = self.http_port or free_port()
-        _check_free(self.http_port, "--port", self.http_host)
+    def _choose_ports(self) -> socket.socket:
+        """Settle on ports that are free, and return the API's, held."""
         if self.mqtt_port:
             if self.mqtt_port == self.http_port:
                 raise SupervisorError(f"--port and --mqtt-port are both {self.http_port}; choose two")
-            _check_free(self.mqtt_port, "--mqtt-port")
+            _hold(self.mqtt_port, "--mqtt-port").close()
+        held = _hold(self.http_port, "--port", self.http_host)
+        self.http_port = held.getsockname()[1]
+        return held
 
     def _start_broker(self) -> Process:
         before = self.broker
@@ -260,16 +264,20 @@ def _lock(state_dir: Path) -> IO[str]:
         ) from error
 
 
-def _check_free(port: int, option: str, host: str = "127.0.0.1") -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(error, socket.gaierror):
-                raise SupervisorError(
-                    f"{host} is not an address of this machine ({error.strerror}); choose another with --host"
-                ) from error
+def _hold(port: int, option: str, host: str = "127.0.0.1") -> socket.socket:
+    """Listen on a port, 0 for a free one, so that nobody else gets it; raise SupervisorError."""
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((host, port))
+        held.listen()  # two sockets that only bind may share a port
+    except OSError as error:
+        held.close()
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(error, socket.gaierror):
             raise SupervisorError(
-                f"port {port} is not free ({error.strerror}); stop what uses it, or choose another with {option}"
+                f"{host} is not an address of this machine ({error.strerror}); choose another with --host"
             ) from error
+        raise SupervisorError(
+            f"port {port} is not free ({error.strerror}); stop what uses it, or choose another with {option}"
+        ) from error
+    return held

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -47,12 +46,6 @@ path = "shard.npz"
 shape = [2, 16]
 classes = 3
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(condition, what, seconds=WAIT_S):
@@ -116,7 +109,7 @@ class Fleet:
     def __init__(self, directory: Path, kind: str):
         self.directory = directory
         self.keepalive = 60
-        self.supervisor = Supervisor(directory / "server", free_port(), 0, kind)
+        self.supervisor = Supervisor(directory / "server", 0, 0, kind)
         self.daemons = {}
         self._tending = threading.Event()
         self._killed = []

@@ -11,7 +11,7 @@ import paho.mqtt.client as mqtt
 
 from aggregator.supervise import Supervisor
 from edge_client.wire import topics
-from tests.chaos.conftest import Fleet, free_port, until
+from tests.chaos.conftest import Fleet, until
 from tests.proxy import Proxy
 
 HOME = Path(__file__).parent
@@ -31,7 +31,7 @@ class _Server(Supervisor):
     """A supervisor whose bridge reaches the broker through a proxy."""
 
     def __init__(self, directory, kind, proxy):
-        super().__init__(directory, free_port(), 0, kind)
+        super().__init__(directory, 0, 0, kind)
         self._proxied = proxy
         self.proxy = None
 

@@ -24,7 +24,6 @@ from aggregator.restarts import Restarts
 from aggregator.supervise import Supervisor
 from aggregator.versions import load_manifest, load_state
 from broker_bridge import cells
-from broker_bridge.broker import free_port
 from broker_bridge.ports import Kind
 from broker_bridge.ports.open import open_ports
 from broker_bridge.records import VerdictMark
@@ -46,7 +45,7 @@ class Rig:
     def __init__(self, directory: Path, *, devices: int, seed: int, buffer_size: int = 50, **spec):
         self.directory, self.rng = directory, random.Random(seed)
         self.killed = dict.fromkeys(PARTS, 0)
-        self.supervisor = Supervisor(directory / "server", free_port(), 0, "mosquitto")
+        self.supervisor = Supervisor(directory / "server", 0, 0, "mosquitto")
         self._ended, self._lock = threading.Event(), threading.Lock()
         self.supervisor.start()
         self.api = sdk.Fleet(f"http://127.0.0.1:{self.supervisor.http_port}")

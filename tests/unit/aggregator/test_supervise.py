@@ -9,7 +9,7 @@ import pytest
 from aggregator import restarts
 from aggregator.restarts import Restarts
 from aggregator.supervise import LOG_BYTES_MAX, Child, Supervisor, SupervisorError
-from broker_bridge.broker import BrokerError
+from broker_bridge.broker import Broker, BrokerError
 
 
 def test_pauses_double_up_to_their_limit():
@@ -85,6 +85,14 @@ def test_one_port_for_two_is_refused(tmp_path):
         supervisor.start()
 
     assert supervisor.children == []
+
+
+def test_the_port_of_the_api_is_kept_from_the_broker(tmp_path):
+    """A broker that chooses its port while the API does not listen yet cannot choose the API's."""
+    supervisor = Supervisor(tmp_path, 0, 0, "auto")
+    with supervisor._choose_ports(), pytest.raises(BrokerError, match="not free"):
+        Broker.start(state_dir=tmp_path / "broker", port=supervisor.http_port)
+    assert supervisor.http_port
 
 
 def test_a_long_log_is_put_aside(tmp_path):
