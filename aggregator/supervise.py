@@ -127,11 +127,9 @@ class Supervisor:
             self.state_dir.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.state_dir)
             self._check_host()
-            broker = Child("broker", self._start_broker, self.state_dir / "broker" / "broker.log")
-            self.children = [broker]
-            with (
-                self._choose_ports()
-            ):  # held meanwhile, or a broker that may choose its port might choose this one
+            with self._choose_ports():  # held, or a broker that may choose its port might choose this one
+                broker = Child("broker", self._start_broker, self.state_dir / "broker" / "broker.log")
+                self.children = [broker]
                 broker.start()
             assert self.broker is not None
             ports = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
