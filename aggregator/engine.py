@@ -26,6 +26,7 @@ from aggregator.jobstore import JobRecord, JobStore, blobs_used
 from aggregator.journal import Journal
 from aggregator.marks import Marks
 from aggregator.memo import Memo, MemoStore
+from aggregator.progress import Progress
 from aggregator.recall import recall
 from aggregator.retention import needed
 from aggregator.shelf import BundleShelf
@@ -41,9 +42,6 @@ from edge_client.wire.messages import JobEnd, Metrics
 from edge_client.wire.sparse import Update
 
 READ_LIMIT = 256  # entries of one partition per look: keeps a step short under load
-MEMO_INTERVAL_S = 1.0  # what a crash may make the engine read again
-MEMO_INTERVAL_MAX_S = 30.0  # the same for a large fleet: at most some 30 000 entries, read in under a second
-MEMO_SHARE = 0.01  # of the engine's time that memos may take; 10 000 devices are 3 MB each time
 TRIM_INTERVAL_S = 30.0  # trimming at each memo would double the writes
 REST_AFTER_S = 300.0  # an ended job keeps its arrays so long: by then its last updates have come
 TICK_S = 0.25  # deadlines (leases, max-wait, job ends) are looked at this often when nothing arrives
@@ -63,7 +61,6 @@ class Engine:
         self.audit = AuditLog(ports.heads)
         self.marks = Marks(ports.heads)
         self.clock = clock
-        self._memo_interval_s = MEMO_INTERVAL_S
         self._stopping = asyncio.Event()
         self._stepped = asyncio.Event()  # set, and replaced, with each step
         self._stale = True  # memory may be ahead of what is stored, or behind: load before anything else
@@ -79,7 +76,7 @@ class Engine:
         await asyncio.gather(self.audit.load(), self.marks.load(), dead.load())
         # From here to the next await nobody sees a mixture: the API reads these while the engine loads again.
         self.store, self._memos, self._downlink = store, memos, Downlink(self.ports.heads)
-        self._board = Board()
+        self._board, self._progress = Board(), Progress(self.ports.heads)
         self.dead = dead
         self.fleet, self.jobs = Fleet(memo.devices), jobs
         self._memo_offsets = {p: memo.offsets.get(p, 0) for p in range(self.ports.partitions)}
@@ -87,7 +84,7 @@ class Engine:
             p: min([self._memo_offsets[p], *(job.folded.get(p, 0) for job in self.jobs.values())])
             for p in range(self.ports.partitions)
         }
-        self._memo_at = self._trim_at = 0.0
+        self._trim_at = 0.0
         self._dirty = False
         self._intake = Intake(self.fleet, self.jobs, self.store.records, self.marks, store.damaged)
         self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
@@ -261,8 +258,9 @@ class Engine:
             await self._look_after(job, now)
         told = self._board.due(self.fleet, self.jobs, self.store.records, now)
         await asyncio.gather(*(self._downlink.say(topic, message) for topic, message in told.items()))
-        if self._dirty and waited(self._memo_at, self._memo_interval_s, now):
+        if self._dirty and self._memos.due(now):
             await self._save_memo()
+        await self._progress.tell(self.cursor, now)
         self._stepped.set()
         self._stepped = asyncio.Event()
 
@@ -374,19 +372,16 @@ class Engine:
         await self._downlink.say(topics.end(device, name), JobEnd(job=name, reason=reason))
 
     async def _save_memo(self) -> None:
-        self._memo_at = self.clock()
+        now = self.clock()
         self._dirty = False
         memo = Memo(
             offsets=dict(self.cursor),
             devices=self.fleet.devices,
             jobs=self._put_aside | {name: job.memo(self.cursor) for name, job in self.jobs.items()},
         )
-        began = time.monotonic()
-        await self._memos.save(memo)
-        cost_s = time.monotonic() - began
-        self._memo_interval_s = min(max(MEMO_INTERVAL_S, cost_s / MEMO_SHARE), MEMO_INTERVAL_MAX_S)
-        if waited(self._trim_at, TRIM_INTERVAL_S, self._memo_at):
-            self._trim_at = self._memo_at
+        await self._memos.save(memo, now)
+        if waited(self._trim_at, TRIM_INTERVAL_S, now):
+            self._trim_at = now
             await self._trim()
 
     async def _trim(self) -> None:

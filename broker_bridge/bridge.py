@@ -95,7 +95,7 @@ class Bridge:
             await persistently(lambda: self._save(uplink, downlink), "counters")
 
     async def _save(self, uplink: Uplink, downlink: Downlink) -> None:
-        await self._counters.save(uplink.partials, time.time())
+        await self._counters.save(uplink.partials, uplink.untaken, time.time())
         if downlink.published != self._cell.published:
             await self._store(published=downlink.published)
 

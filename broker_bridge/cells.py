@@ -8,6 +8,7 @@
 | `dead/<partition>/<offset>` | aggregator | its own: a log entry that was put aside, and why |
 | `down/<topic without root>` | aggregator | the payload to publish there; empty clears a retained topic |
 | `fan/<job>` | aggregator | FanCell: the newest delta to be fanned out |
+| `taken` | aggregator | TakenCell: how far it has read the log |
 | `bridge/<name>` | bridge | BridgeCell: counters |
 | `poison/<place>` | bridge | DeadMessage (deadletters.py): a message on which it failed, and why |
 | `link/<name>` | bridge | LinkCell: what the bridge itself must remember |
@@ -25,6 +26,7 @@ DOWN_PREFIX = "down/"
 FAN_PREFIX = "fan/"
 BRIDGE_PREFIX = "bridge/"
 LINK_PREFIX = "link/"
+TAKEN_KEY = "taken"
 
 
 class JobCell(msgspec.Struct, frozen=True):
@@ -60,6 +62,12 @@ class FanCell(msgspec.Struct, frozen=True):
     digest: str
 
 
+class TakenCell(msgspec.Struct, frozen=True):
+    """The offset of the entry that the aggregator took last, of each partition."""
+
+    offsets: dict[int, int]
+
+
 class BridgeCell(msgspec.Struct, frozen=True):
     """Counters of a bridge since its state was made; written at most once a second."""
 
@@ -73,6 +81,7 @@ class BridgeCell(msgspec.Struct, frozen=True):
     rejected: dict[str, int] = {}
     jobs_up: dict[str, int] = {}  # bytes of update packets per job
     partials: int = 0
+    untaken: int = 0  # entries of the log that the aggregator has not read; at its bound messages wait
 
 
 class LinkCell(msgspec.Struct, frozen=True):

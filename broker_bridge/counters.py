@@ -54,7 +54,7 @@ class Counters:
         """A packet of an update of `job` came in."""
         _count(self.jobs_up, job, size, JOBS_MAX)
 
-    async def save(self, partials: int, now: float) -> None:
+    async def save(self, partials: int, untaken: int, now: float) -> None:
         """Write the cell when a counter changed; `now` in Unix seconds. Raises StorageError."""
         cell = BridgeCell(
             at=self._saved.at,
@@ -67,6 +67,7 @@ class Counters:
             rejected=dict(self.rejected),
             jobs_up=dict(self.jobs_up),
             partials=partials,
+            untaken=untaken,
         )
         if cell == self._saved:
             return

@@ -17,6 +17,7 @@ import structlog
 
 from broker_bridge import admit, records
 from broker_bridge.admit import Accept, Reject
+from broker_bridge.backlog import Backlog
 from broker_bridge.catalog import Catalog
 from broker_bridge.counters import Counters
 from broker_bridge.deadletters import DeadMessages
@@ -73,6 +74,7 @@ class Uplink:
         self._partials = Reassembly()
         self._decoding = Decoding()
         self._dead = DeadMessages(ports.heads)
+        self._backlog = Backlog(ports.heads)
         self._waiting: dict[str, deque[Message]] = {}  # of each device that is being served
 
     @property
@@ -80,10 +82,16 @@ class Uplink:
         """Updates of which some chunks are missing."""
         return len(self._partials)
 
+    @property
+    def untaken(self) -> int:
+        """Entries of the log that the aggregator has not taken."""
+        return self._backlog.entries
+
     async def run(self) -> None:
         """Handle messages until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ask_for_missing())
+            tasks.create_task(self._backlog.follow())
             while True:
                 self._dispatch(await self._link.receive(), tasks)
 
@@ -171,9 +179,7 @@ class Uplink:
 
     async def _event(self, record: EventRecord) -> None:
         uid = f"event:{record.device}:{secrets.token_hex(8)}"
-        partition = topics.partition(record.device, self._ports.partitions)
-        body = records.encode(record)
-        await persistently(lambda: self._ports.log.append(partition, uid, Kind.EVENT, body), "event")
+        await self._append(record.device, uid, Kind.EVENT, records.encode(record))
 
     # -- updates and evaluations ------------------------------------------------------------------------
 
@@ -220,7 +226,8 @@ class Uplink:
             await self._reject(judged.uid, judged.digest, verdict)
             return
         body = records.encode(verdict.record)
-        await self._append(judged.uid, judged.kind, body, VerdictMark(judged.digest))
+        mark = records.encode(VerdictMark(judged.digest))
+        await self._append(judged.uid.device, str(judged.uid), judged.kind, body, mark)
         self._counters.accepted += 1
         self._answer(Receipt(str(judged.uid), "accepted"), judged.uid)
 
@@ -252,16 +259,18 @@ class Uplink:
 
     async def _reject(self, uid: Uid, digest: bytes, reject: Reject) -> None:
         record = RejectionRecord(time.time(), reject.code, reject.message)
-        await self._append(uid, Kind.REJECTION, records.encode(record), VerdictMark(digest, reject.code))
+        mark = records.encode(VerdictMark(digest, reject.code))
+        await self._append(uid.device, str(uid), Kind.REJECTION, records.encode(record), mark)
         self._counters.refused(reject.code)
         self._answer(Receipt(str(uid), "rejected", reject.code, reject.message), uid)
 
-    async def _append(self, uid: Uid, kind: Kind, body: bytes, mark: VerdictMark) -> None:
-        partition = topics.partition(uid.device, self._ports.partitions)
-        stored = records.encode(mark)
-        await persistently(
-            lambda: self._ports.log.append(partition, str(uid), kind, body, stored), kind.name.lower()
+    async def _append(self, device: str, uid: str, kind: Kind, body: bytes, mark: bytes = b"") -> None:
+        partition = topics.partition(device, self._ports.partitions)
+        await self._backlog.room()
+        offset = await persistently(
+            lambda: self._ports.log.append(partition, uid, kind, body, mark), kind.name.lower()
         )
+        self._backlog.appended(partition, offset, len(body))
 
     async def _answer_known(self, uid: Uid, digest: bytes) -> bool:
         """Answer a uid that has a verdict: with that verdict, or `conflict` for another body (I12)."""

@@ -112,6 +112,9 @@ def _bridge(cell: BridgeCell) -> Iterator[Metric]:
     yield _total("bridge_updates_duplicate", "uids that came again", cell.duplicates)
     yield _totals("bridge_updates_rejected", "uids that were refused", "code", sorted(cell.rejected.items()))
     yield _gauge("bridge_partials", "updates of which chunks are missing", cell.partials)
+    yield _gauge(
+        "bridge_untaken_entries", "entries of the log that the aggregator has not read", cell.untaken
+    )
 
 
 def _staleness(jobs: dict[str, Job]) -> HistogramMetricFamily:

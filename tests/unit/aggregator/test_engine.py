@@ -168,7 +168,7 @@ def test_a_commit_in_the_middle_of_reading_again_folds_nothing_twice(drive, bund
         )
         for seed, device in enumerate((first, last, last)):
             await site.update(device, seed)
-        site.engine._memo_at = site.clock()  # it dies before the next memo
+        site.engine._memos.saved_at = site.clock()  # it dies before the next memo
         await site.step()
         assert site.engine.jobs["job"].version == 1
         for seed in range(3, 6):
@@ -193,7 +193,7 @@ def test_two_racing_engines_make_one_chain(drive, bundle):
         site.fresh_engine()
         loser = site.engine
         await loser.load()
-        loser._memo_at = site.clock()  # the race is for the version, not for the memo
+        loser._memos.saved_at = site.clock()  # the race is for the version, not for the memo
         for seed in range(2):
             await site.update(f"dev-{seed}", seed)
         await loser._step()
