@@ -23,7 +23,7 @@ from broker_bridge.counters import Counters
 from broker_bridge.deadletters import DeadMessages
 from broker_bridge.decoding import Decoding
 from broker_bridge.mqtt import Link, Message
-from broker_bridge.ports import Kind, Mark, Ports
+from broker_bridge.ports import FORGOTTEN, Kind, Mark, Ports
 from broker_bridge.pulls import Pulls
 from broker_bridge.reassemble import Reassembly
 from broker_bridge.records import DIGEST_BYTES, EventRecord, RejectionRecord, VerdictMark
@@ -264,7 +264,9 @@ class Uplink:
         self._counters.refused(reject.code)
         self._answer(Receipt(str(uid), "rejected", reject.code, reject.message), uid)
 
-    async def _append(self, device: str, uid: str, kind: Kind, body: bytes, mark: bytes = b"") -> None:
+    async def _append(
+        self, device: str, uid: str, kind: Kind, body: bytes, mark: bytes | None = None
+    ) -> None:
         partition = topics.partition(device, self._ports.partitions)
         await self._backlog.room()
         offset = await persistently(
@@ -278,12 +280,15 @@ class Uplink:
         known: Mark | None = await persistently(lambda: self._ports.log.find(partition, str(uid)), "find")
         if known is None:
             return False
-        mark = records.decode(VerdictMark, known.mark)
-        if mark.digest != digest:
+        mark = None if known == FORGOTTEN else records.decode(VerdictMark, known.mark)
+        if mark is None or mark.digest != digest:
             self._counters.refused("conflict")
-            self._answer(
-                Receipt(str(uid), "rejected", "conflict", "another body came under this uid before"), uid
+            why = (
+                "a later update has its verdict"
+                if mark is None
+                else "another body came under this uid before"
             )
+            self._answer(Receipt(str(uid), "rejected", "conflict", why), uid)
         else:
             self._counters.duplicates += 1
             verdict: Receipt = (

@@ -5,6 +5,8 @@ An engine is chosen by URL (`open_ports`). One contract suite (tests/contract) r
 
 from broker_bridge.ports.open import open_ports
 from broker_bridge.ports.types import (
+    FORGOTTEN,
+    REMEMBERED,
     Blobs,
     Change,
     Conflict,
@@ -24,6 +26,8 @@ from broker_bridge.ports.types import (
 )
 
 __all__ = [
+    "FORGOTTEN",
+    "REMEMBERED",
     "Blobs",
     "Change",
     "Conflict",

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 
 from broker_bridge.ports.bell import HEADS, Bell, log_topic
 from broker_bridge.ports.types import (
+    FORGOTTEN,
+    REMEMBERED,
     Change,
     Conflict,
     CorruptBlob,
@@ -15,6 +17,7 @@ from broker_bridge.ports.types import (
     Mark,
     MissingBlob,
     Ports,
+    split,
 )
 
 
@@ -34,24 +37,36 @@ class MemoryLog:
     def __init__(self, partitions: int, bell: Bell) -> None:
         self._entries: list[deque[Entry]] = [deque() for _ in range(partitions)]
         self._newest = [0] * partitions
-        self._marks: list[dict[str, Mark]] = [{} for _ in range(partitions)]
+        self._marks: list[dict[str, dict[int, Mark]]] = [
+            {} for _ in range(partitions)
+        ]  # by stream and number
         self._bell = bell
 
-    async def append(self, partition: int, uid: str, kind: Kind, body: bytes, mark: bytes = b"") -> int:
+    async def append(
+        self, partition: int, uid: str, kind: Kind, body: bytes, mark: bytes | None = None
+    ) -> int:
         """As in UpdateLog, but durable only as long as the process."""
-        known = self._marks[partition].get(uid)
-        if known is not None:
-            return known.offset
-        self._newest[partition] += 1
-        offset = self._newest[partition]
-        self._marks[partition][uid] = Mark(offset, kind, mark)
+        offset = self._newest[partition] + 1
+        if mark is not None:
+            stream, number = split(uid)
+            marks = self._marks[partition].setdefault(stream, {})
+            if number in marks:
+                return marks[number].offset
+            marks[number] = Mark(offset, kind, mark)
+            of_kind = sorted(n for n, known in marks.items() if known.kind is kind)
+            for old in of_kind[:-REMEMBERED]:
+                del marks[old]
+        self._newest[partition] = offset
         self._entries[partition].append(Entry(offset, uid, kind, body))
         self._bell.ring([log_topic(partition)])
         return offset
 
     async def find(self, partition: int, uid: str) -> Mark | None:
         """As in UpdateLog."""
-        return self._marks[partition].get(uid)
+        stream, number = split(uid)
+        marks = self._marks[partition].get(stream, {})
+        later = sum(n > number and known.kind is Kind.UPDATE for n, known in marks.items())
+        return marks.get(number) or (FORGOTTEN if later >= REMEMBERED else None)
 
     async def read(self, partition: int, after: int, limit: int) -> list[Entry]:
         """As in UpdateLog."""

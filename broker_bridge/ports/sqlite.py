@@ -12,7 +12,18 @@ from pathlib import Path
 from broker_bridge.ports.bell import HEADS, Bell, log_topic
 from broker_bridge.ports.files import FileBlobs, storage_error
 from broker_bridge.ports.lane import Lane, connect, translate
-from broker_bridge.ports.types import Change, Conflict, Entry, Kind, Mark, Ports, StorageError
+from broker_bridge.ports.types import (
+    FORGOTTEN,
+    REMEMBERED,
+    Change,
+    Conflict,
+    Entry,
+    Kind,
+    Mark,
+    Ports,
+    StorageError,
+    split,
+)
 from edge_client.schema import NewerSchemaError, run, upgrade
 
 SCHEMA = 1  # number of steps to the newest layout
@@ -26,8 +37,8 @@ CREATE TABLE tails (partition INTEGER PRIMARY KEY, newest INTEGER NOT NULL);
 CREATE TABLE entries (
     place INTEGER PRIMARY KEY, uid TEXT NOT NULL, kind INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE marks (
-    partition INTEGER, uid TEXT, offset INTEGER NOT NULL, kind INTEGER NOT NULL, mark BLOB NOT NULL,
-    PRIMARY KEY (partition, uid)) WITHOUT ROWID;
+    partition INTEGER, stream TEXT, number INTEGER, offset INTEGER NOT NULL, kind INTEGER NOT NULL,
+    mark BLOB NOT NULL, PRIMARY KEY (partition, stream, number)) WITHOUT ROWID;
 CREATE TABLE heads (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, value BLOB);
 CREATE UNIQUE INDEX heads_by_revision ON heads (revision);
 """
@@ -110,7 +121,7 @@ class _Lookout:
 
 
 class SqliteLog:
-    """UpdateLog in two tables: entries, which are trimmed, and marks, which stay."""
+    """UpdateLog in two tables: entries, which are trimmed, and marks, of which each stream keeps its newest."""
 
     def __init__(self, writer: Lane, reader: Lane, bell: Bell, partitions: int) -> None:
         self._writer = writer
@@ -118,25 +129,32 @@ class SqliteLog:
         self._bell = bell
         self._partitions = partitions
 
-    async def append(self, partition: int, uid: str, kind: Kind, body: bytes, mark: bytes = b"") -> int:
+    async def append(
+        self, partition: int, uid: str, kind: Kind, body: bytes, mark: bytes | None = None
+    ) -> int:
         """As in UpdateLog; returns after the commit is on the disk. Raises StorageError."""
         self._check(partition)
+        name = None if mark is None else (partition, *split(uid))
 
         def work(connection: sqlite3.Connection) -> int:
-            known = connection.execute(
-                "SELECT offset FROM marks WHERE partition = ? AND uid = ?", (partition, uid)
-            ).fetchone()
+            known = None if name is None else _remembered(connection, name)
             if known is not None:
-                return int(known[0])
+                return known.offset
             (offset,) = connection.execute(
                 "UPDATE tails SET newest = newest + 1 WHERE partition = ? RETURNING newest", (partition,)
             ).fetchone()
             connection.execute(
-                "INSERT INTO marks VALUES (?, ?, ?, ?, ?)", (partition, uid, offset, kind, mark)
-            )
-            connection.execute(
                 "INSERT INTO entries VALUES (?, ?, ?, ?)", (_place(partition, offset), uid, kind, body)
             )
+            if name is not None:
+                connection.execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?, ?)", (*name, offset, kind, mark))
+                of_kind = (*name[:2], kind)
+                connection.execute(
+                    "DELETE FROM marks WHERE partition = ? AND stream = ? AND kind = ? AND number <= ("
+                    " SELECT number FROM marks WHERE partition = ? AND stream = ? AND kind = ?"
+                    " ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                    (*of_kind, *of_kind, REMEMBERED),
+                )
             return int(offset)
 
         return await self._writer.run(work, log_topic(partition))
@@ -144,12 +162,18 @@ class SqliteLog:
     async def find(self, partition: int, uid: str) -> Mark | None:
         """As in UpdateLog."""
         self._check(partition)
+        name = (partition, *split(uid))
 
         def work(connection: sqlite3.Connection) -> Mark | None:
-            row = connection.execute(
-                "SELECT offset, kind, mark FROM marks WHERE partition = ? AND uid = ?", (partition, uid)
+            known = _remembered(connection, name)
+            if known is not None:
+                return known
+            later = connection.execute(
+                "SELECT 1 FROM marks WHERE partition = ? AND stream = ? AND number > ? AND kind = ?"
+                " LIMIT 1 OFFSET ?",
+                (*name, Kind.UPDATE, REMEMBERED - 1),
             ).fetchone()
-            return None if row is None else Mark(row[0], Kind(row[1]), row[2])
+            return None if later is None else FORGOTTEN
 
         return await self._reader.run(work)
 
@@ -251,6 +275,13 @@ class SqliteHeads:
             for change in changes:
                 after = change.revision
                 yield change
+
+
+def _remembered(connection: sqlite3.Connection, name: tuple[int, str, int]) -> Mark | None:
+    row = connection.execute(
+        "SELECT offset, kind, mark FROM marks WHERE partition = ? AND stream = ? AND number = ?", name
+    ).fetchone()
+    return None if row is None else Mark(row[0], Kind(row[1]), row[2])
 
 
 def _place(partition: int, offset: int) -> int:

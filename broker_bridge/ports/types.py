@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import NewType, Protocol
 
 Digest = NewType("Digest", str)  # SHA-256 in lower-case hex
+REMEMBERED = (
+    64  # marks of each kind that a stream keeps: as many messages as a broker may have on its way to a bridge
+)
 
 
 class PortError(Exception):
@@ -57,22 +60,38 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the log remembers of a uid, even after its entry was trimmed."""
+    """What the log remembers of a uid, even after its entry was trimmed; see FORGOTTEN."""
 
     offset: int
     kind: Kind
     mark: bytes
 
 
+FORGOTTEN = Mark(0, Kind.UPDATE, b"")  # of a uid behind the updates that its stream remembers, known or not
+
+
+def split(uid: str) -> tuple[str, int]:
+    """Stream and number of a uid that is remembered."""
+    stream, _, number = uid.rpartition(":")
+    return stream, int(number)
+
+
 class UpdateLog(Protocol):
     """Append-only, one order per partition."""
 
-    async def append(self, partition: int, uid: str, kind: Kind, body: bytes, mark: bytes = b"") -> int:
-        """Store an entry durably and return its offset; the same uid again returns the first offset."""
+    async def append(
+        self, partition: int, uid: str, kind: Kind, body: bytes, mark: bytes | None = None
+    ) -> int:
+        """Store an entry durably and return its offset.
+
+        With a mark, not empty, the uid is remembered, and the same again returns the first offset. It has the form
+        `<stream>:<number>`: of each kind the REMEMBERED highest numbers of a stream are kept. An update's sender
+        may only go on to the next number when it knows that this one was appended.
+        """
         ...
 
     async def find(self, partition: int, uid: str) -> Mark | None:
-        """Return what is remembered of a uid, None when it was never appended."""
+        """Return what is remembered of a uid, FORGOTTEN behind REMEMBERED later updates, else None."""
         ...
 
     async def read(self, partition: int, after: int, limit: int) -> list[Entry]:

@@ -106,7 +106,7 @@ class Peer:
             options = {"clean_start": not lasting, "properties": wish}
         self.client.connect("127.0.0.1", port, keepalive, **options)
         self.client.loop_start()
-        flags, why, facts = self.begun.get(timeout=WAIT_S)
+        flags, why, facts = _taken(self.begun, "CONNACK")
         assert not why.is_failure, why
         self.resumed = flags.session_present
         self.packet_max = getattr(facts, "MaximumPacketSize", None)
@@ -126,12 +126,12 @@ class Peer:
     def subscribe(self, *filters, qos=1):
         """Subscribe and wait; the granted QoS or failure code of each."""
         self.client.subscribe([(each, qos) for each in filters])
-        return self._granted.get(timeout=WAIT_S)
+        return _taken(self._granted, "SUBACK")
 
     def unsubscribe(self, topic):
         """Unsubscribe and wait."""
         self.client.unsubscribe(topic)
-        self._granted.get(timeout=WAIT_S)
+        _taken(self._granted, "UNSUBACK")
 
     def send(self, topic, payload=b"", *, retain=False, expiry_s=None):
         """Publish at QoS 1 and wait for the PUBACK; its reason."""
@@ -147,7 +147,7 @@ class Peer:
 
     def next(self):
         """The next message."""
-        return self.inbox.get(timeout=WAIT_S)
+        return _taken(self.inbox, "message")
 
     def payloads(self, count):
         """Payloads of the next messages, in their order."""
@@ -178,3 +178,11 @@ class Peer:
         self.client.disconnect()
         self.client.loop_stop()
         self.client._sock_close()
+
+
+def _taken(box, what):
+    """The next of a queue, under a deadline."""
+    try:
+        return box.get(timeout=WAIT_S)
+    except queue.Empty:
+        raise AssertionError(f"no {what} within {WAIT_S:g} s") from None

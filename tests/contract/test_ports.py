@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from broker_bridge.ports import (
+    FORGOTTEN,
+    REMEMBERED,
     Change,
     Conflict,
     CorruptBlob,
     Digest,
     Kind,
+    Mark,
     MissingBlob,
     PortError,
     Ports,
@@ -63,7 +66,7 @@ def test_same_uid_has_the_effect_of_once(new_ports: NewPorts) -> None:
     """I1: the same uid again, even many at once, returns the first offset and changes nothing."""
 
     async def body(ports: Ports) -> None:
-        appends = [ports.log.append(2, f"u{i % 10}", Kind.UPDATE, bytes([i]), b"m") for i in range(100)]
+        appends = [ports.log.append(2, f"u:{i % 10}", Kind.UPDATE, bytes([i]), b"m") for i in range(100)]
         offsets = await asyncio.gather(*appends)
         assert sorted(set(offsets)) == list(range(1, 11))
         assert offsets[:10] == offsets[90:]
@@ -77,17 +80,57 @@ def test_marks_survive_trimming(new_ports: NewPorts) -> None:
 
     async def body(ports: Ports) -> None:
         for i in range(1, 6):
-            await ports.log.append(1, f"u{i}", Kind.REJECTION, b"body", f"mark{i}".encode())
+            await ports.log.append(1, f"u:{i}", Kind.REJECTION, b"body", f"mark{i}".encode())
         await ports.log.trim(1, 4)
         assert [e.offset for e in await ports.log.read(1, 0, 10)] == [4, 5]
         await ports.log.trim(1, 100)
         assert await ports.log.read(1, 0, 10) == []
-        mark = await ports.log.find(1, "u2")
+        mark = await ports.log.find(1, "u:2")
         assert mark is not None
         assert (mark.offset, mark.kind, mark.mark) == (2, Kind.REJECTION, b"mark2")
-        assert await ports.log.append(1, "u2", Kind.UPDATE, b"again") == 2
-        assert await ports.log.append(1, "u6", Kind.UPDATE, b"new") == 6
-        assert await ports.log.find(1, "never") is None
+        assert await ports.log.append(1, "u:2", Kind.UPDATE, b"again", b"m") == 2
+        assert await ports.log.append(1, "u:6", Kind.UPDATE, b"new", b"m") == 6
+        assert await ports.log.find(1, "u:7") is None
+
+    with_ports(new_ports, body)
+
+
+def test_a_stream_remembers_its_newest_marks(new_ports: NewPorts) -> None:
+    """I1, I6: of each kind so many marks stay; a number behind that many updates is told apart from a new one."""
+
+    async def body(ports: Ports) -> None:
+        await ports.log.append(1, "a:b:5", Kind.REJECTION, b"", b"no")
+        for number in range(10, 10 + REMEMBERED + 2):
+            await ports.log.append(1, f"a:b:{number}", Kind.UPDATE, b"", b"yes")
+        assert await ports.log.find(1, "a:b:5") == Mark(1, Kind.REJECTION, b"no")
+        assert [await ports.log.find(1, f"a:b:{number}") for number in (1, 10, 11)] == [FORGOTTEN] * 3
+        assert await ports.log.find(1, "a:b:12") == Mark(4, Kind.UPDATE, b"yes")
+        assert await ports.log.find(1, "a:b:99") is None
+        assert await ports.log.find(1, "a:c:1") is None
+        assert len(await ports.log.read(1, 0, 100)) == REMEMBERED + 3
+
+    with_ports(new_ports, body)
+
+
+def test_rejections_and_evaluations_push_no_update_out_of_memory(new_ports: NewPorts) -> None:
+    """I1: the update of which a device has not heard is known however much else comes under later numbers."""
+
+    async def body(ports: Ports) -> None:
+        await ports.log.append(1, "a:1", Kind.UPDATE, b"", b"yes")
+        for number in range(3, 3 + 3 * REMEMBERED):
+            await ports.log.append(1, f"a:{number}", (Kind.REJECTION, Kind.EVALUATION)[number % 2], b"", b"m")
+        assert await ports.log.find(1, "a:1") == Mark(1, Kind.UPDATE, b"yes")
+        assert await ports.log.find(1, "a:2") is None
+        assert await ports.log.append(1, "a:1", Kind.UPDATE, b"", b"yes") == 1
+
+    with_ports(new_ports, body)
+
+
+def test_what_has_no_mark_is_stored_each_time(new_ports: NewPorts) -> None:
+    """I6: events, which nobody asks for again, leave nothing behind once they are trimmed."""
+
+    async def body(ports: Ports) -> None:
+        assert [await ports.log.append(0, "event:x", Kind.EVENT, b"y") for _ in range(2)] == [1, 2]
 
     with_ports(new_ports, body)
 

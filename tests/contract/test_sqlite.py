@@ -58,11 +58,13 @@ def test_two_processes_append_to_one_log(sqlite_url: str) -> None:
     """I1: appends of two processes interleave without gaps, and a uid that both append is stored once."""
 
     async def body(one: Ports, two: Ports) -> None:
-        appends = [(one, two)[i % 2].log.append(0, f"u{i // 2}", Kind.UPDATE, b"x") for i in range(400)]
+        appends = [
+            (one, two)[i % 2].log.append(0, f"u{i // 2}:1", Kind.UPDATE, b"x", b"m") for i in range(400)
+        ]
         offsets = await asyncio.gather(*appends)
         assert offsets[::2] == offsets[1::2]
         assert sorted(offsets[::2]) == list(range(1, 201))
-        assert await one.log.find(0, "u7") == await two.log.find(0, "u7")
+        assert await one.log.find(0, "u7:1") == await two.log.find(0, "u7:1")
 
     with_two(sqlite_url, body)
 

@@ -25,7 +25,7 @@ from aggregator.supervise import Supervisor
 from aggregator.versions import load_manifest, load_state
 from broker_bridge import cells
 from broker_bridge.ports import Kind
-from broker_bridge.ports.open import open_ports
+from broker_bridge.ports.open import PARTITIONS, open_ports
 from broker_bridge.records import VerdictMark
 from edge_client.wire import grid, sparse
 from edge_client.wire.topics import Uid
@@ -35,8 +35,8 @@ from tests.soak.devices import JOB, Swarm
 
 PARTS = ("broker", "broker_bridge", "aggregator")
 WEIGHTS = (3, 4, 2)  # a start of the aggregator takes longest, and nothing is folded meanwhile
-PLACE_BITS = 44  # an offset's, in a row of the log
 SETTLE_S = 120.0
+LOOK_S = 0.5
 
 
 class Rig:
@@ -49,11 +49,13 @@ class Rig:
         self._ended, self._lock = threading.Event(), threading.Lock()
         self.supervisor.start()
         self.api = sdk.Fleet(f"http://127.0.0.1:{self.supervisor.http_port}")
+        self._seen = Marks(directory / "server" / "fleet.db", self._ended)
         self._tending = threading.Thread(target=self._tend)
         self._tending.start()
         self.swarm = None
         try:
             until(self.healthy, "the API answers")
+            self._seen.start()
             self.bundle = compile_training(cnn1d(channels=2, length=8, classes=3, widths=(4, 4))).manifest
             model = compile_training(cnn1d(channels=2, length=8, classes=3, widths=(4, 4))).to_bytes()
             own = {
@@ -127,12 +129,14 @@ class Rig:
             self.swarm.stop()
         self._ended.set()
         self._tending.join()
+        if self._seen.is_alive():
+            self._seen.join()
         self.supervisor.stop()
         self.api.close()
 
     def audit(self):
         """Compare what devices know with what the stopped server's files say; the figures of it."""
-        marks = self._marks()
+        marks = self._seen.all()
         updates = {uid for uid, (_, _, kind, _) in marks.items() if kind == Kind.UPDATE}
         verdicts, digests = self.swarm.verdicts, self.swarm.digests()
         final = {uid: seen - {("incomplete", "")} for uid, seen in verdicts.items()}
@@ -150,13 +154,6 @@ class Rig:
             "versions": versions, "receipts": self.swarm.receipts, "lost": len(lost), "folded_twice": 0,
             "kills": dict(self.killed), "codes": Counter(c for seen in final.values() for _, c in seen if c),
         }  # fmt: skip
-
-    def _marks(self):
-        with closing(sqlite3.connect(self.directory / "server" / "fleet.db")) as db:
-            rows = db.execute(
-                "SELECT uid, partition, offset, kind, mark FROM marks WHERE kind != ?", (Kind.EVENT,)
-            )
-            return {u: (p, o, k, msgspec.msgpack.decode(m, type=VerdictMark)) for u, p, o, k, m in rows}
 
     async def _replay(self, places):
         """Fold the devices' own frames again, version by version: each model must come out to the last bit."""
@@ -223,6 +220,38 @@ class Rig:
                 for child in self.supervisor.children:
                     child.restarts = Restarts()  # the deaths are ours: no reason to wait longer each time
                 self.supervisor.tend()
+
+
+class Marks(threading.Thread):
+    """Copies what the log remembers of each update while it still does; a device makes far fewer between two looks."""
+
+    def __init__(self, path, ended):
+        super().__init__()
+        self._path, self._ended = path, ended
+        self._found = {}
+        self._reached = Counter()
+
+    def run(self):
+        """Look until the end."""
+        while not self._ended.wait(LOOK_S):
+            self._look()
+
+    def all(self):
+        """Partition, offset, kind and verdict of each uid."""
+        self._look()
+        return self._found
+
+    def _look(self):
+        with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as db:
+            for partition in range(PARTITIONS):
+                rows = db.execute(
+                    "SELECT stream, number, offset, kind, mark FROM marks WHERE partition = ? AND offset > ?",
+                    (partition, self._reached[partition]),
+                )
+                for stream, number, offset, kind, mark in rows:
+                    verdict = msgspec.msgpack.decode(mark, type=VerdictMark)
+                    self._found[f"{stream}:{number}"] = (partition, offset, kind, verdict)
+                    self._reached[partition] = max(self._reached[partition], offset)
 
 
 def until(condition, what, seconds=60.0):

@@ -19,7 +19,9 @@ from tests.soak.rig import Rig, until
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 DEVICES = int(os.environ.get("SOAK_DEVICES", "60"))
 SEED = int(os.environ.get("SOAK_SEED", random.Random().randrange(10**6)))
-CALM_S = max(2.0, SECONDS / 20)  # between faults and measuring: a process that just came back is small
+CALM_S = min(
+    max(2.0, SECONDS / 20), 12.0
+)  # between faults and measuring: a process that just came back is small
 FAULTS_S = 8.0  # of each round of faults, after which sizes are taken
 RSS_GROWTH = 1.3  # of the later half of a long run over its first half; caches fill for some minutes
 RSS_SPARE_MB = 40.0

@@ -73,7 +73,8 @@ class Site:
 
     async def append(self, device, kind, record, uid):
         partition = topics.partition(device, self.ports.partitions)
-        return await self.ports.log.append(partition, str(uid), kind, encode(record))
+        mark = None if kind is Kind.EVENT else b"mark"
+        return await self.ports.log.append(partition, str(uid), kind, encode(record), mark)
 
     async def say(self, device, topic, message, job=""):
         record = EventRecord(self.clock(), topic, device, job, messages.encode(message))
