@@ -109,8 +109,12 @@ class History:
                 self.records[version].reported = sums
 
     def best(self, among: Collection[int]) -> int | None:
-        """Of these versions the one with the best smoothed hold-out score, the earliest of equals."""
-        scores = [(score(m), -v) for v, m in enumerate(self._smoothed) if m is not None and v in among]
+        """Of these versions, where devices measured them, that with the best smoothed hold-out score, the earliest of equals."""
+        scores = [
+            (score(m), -v)
+            for v, m in enumerate(self._smoothed)
+            if m is not None and v in among and self.records[v].holdout.n
+        ]
         return -max(scores)[1] if scores else None
 
     @property

@@ -29,9 +29,13 @@ SHOTS = (  # name, address, size, theme
     ("job", "#/jobs/exercise", WIDE, "light"),
     ("job-dark", "#/jobs/exercise", WIDE, "dark"),
     ("job-400", "#/jobs/exercise", NARROW, "light"),
+    ("jobs", "#/jobs", SHORT, "light"),
     ("new-job", "#/new-job", WIDE, "light"),
     ("versions", "#/jobs/exercise/versions", SHORT, "light"),
+    ("updates", "#/updates", SHORT, "light"),
+    ("updates-dark", "#/updates", SHORT, "dark"),
     ("events-dark", "#/events", SHORT, "dark"),
+    ("audit", "#/audit", SHORT, "light"),
 )
 
 

@@ -56,6 +56,16 @@ def test_the_order_of_evaluations_and_a_restart_change_nothing():
     assert restarted.best(range(30)) == whole.best(range(30))
 
 
+def test_a_version_that_no_device_measured_is_not_the_best():
+    """Its smoothed figure is of the versions before it, and may be higher only because a bad one is out of reach."""
+    made = history(SMOOTHING_VERSIONS + 1)
+    for version in range(SMOOTHING_VERSIONS):
+        evaluate(made, version, SMOOTHING_SAMPLES_MIN, 0.9 if version else 0.1)
+
+    assert accuracies(made)[-1] == max(accuracies(made))
+    assert made.best(range(len(made.records))) == SMOOTHING_VERSIONS - 1
+
+
 def test_without_an_accuracy_the_lowest_loss_is_best():
     """Versions of a model that has no accuracy are compared by their loss, smoothed likewise."""
     made = history(3)
