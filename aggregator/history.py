@@ -109,7 +109,7 @@ class History:
                 self.records[version].reported = sums
 
     def best(self, among: Collection[int]) -> int | None:
-        """Of these versions, where devices measured them, that with the best smoothed hold-out score, the earliest of equals."""
+        """Of these versions that devices measured, the one with the best smoothed score, the earliest of equals."""
         scores = [
             (score(m), -v)
             for v, m in enumerate(self._smoothed)
