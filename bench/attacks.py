@@ -1,6 +1,6 @@
 """What malicious devices cost, and what the defences of a buffer do about it.
 
-    python bench/attacks.py [--seeds 2] [--uploads 600] [--out FILE]
+    python bench/attacks.py [--seeds 3] [--uploads 500] [--out FILE]
 
 Fashion-MNIST on 50 devices, Dirichlet 0.3, an MLP 784-32-10 with ternary updates, simulated with the real aggregator.
 One and two in ten devices send the opposite of what they learned, a hundred times it, learn turned labels, or send NaN.
@@ -103,8 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--uploads", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--uploads", type=int, default=500)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     kept = Path(".bench") / "attacks"

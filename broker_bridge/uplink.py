@@ -280,23 +280,23 @@ class Uplink:
         known: Mark | None = await persistently(lambda: self._ports.log.find(partition, str(uid)), "find")
         if known is None:
             return False
-        mark = None if known == FORGOTTEN else records.decode(VerdictMark, known.mark)
-        if mark is None or mark.digest != digest:
+        if known == FORGOTTEN:  # a broker that was killed may bring copies back that are minutes old
+            self._counters.duplicates += 1
+            verdict = Receipt(str(uid), "rejected", "conflict", "it is behind many later updates")
+            self._answer(verdict, uid)
+            return True
+        mark = records.decode(VerdictMark, known.mark)
+        if mark.digest != digest:
             self._counters.refused("conflict")
-            why = (
-                "a later update has its verdict"
-                if mark is None
-                else "another body came under this uid before"
-            )
-            self._answer(Receipt(str(uid), "rejected", "conflict", why), uid)
+            verdict = Receipt(str(uid), "rejected", "conflict", "another body came under this uid before")
         else:
             self._counters.duplicates += 1
-            verdict: Receipt = (
+            verdict = (
                 Receipt(str(uid), "rejected", mark.code, "as answered before")
                 if mark.code
                 else Receipt(str(uid), "accepted")
             )
-            self._answer(verdict, uid)
+        self._answer(verdict, uid)
         return True
 
     def _answer(self, receipt: Receipt, uid: Uid) -> None:

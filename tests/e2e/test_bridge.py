@@ -13,7 +13,7 @@ import pytest
 
 from aggregator.doctor import examine
 from broker_bridge import cells, deadletters, records
-from broker_bridge.ports import Kind
+from broker_bridge.ports import REMEMBERED, Kind
 from edge_client.wire import chunks, frame, messages, sparse, topics
 from edge_client.wire.messages import Ask, BlobRequest, DeviceState, Evaluation, Metrics
 from edge_client.wire.weights import Sparse, SparseTensor
@@ -282,6 +282,21 @@ def test_updates_sent_again_after_a_kill_are_logged_once(rig, tools):
         assert receipt.verdict == "accepted"
         answered.add(receipt.uid)
     assert sorted(e.uid for e in rig.entries("pi-7")) == sorted(map(str, uids))
+
+
+def test_a_copy_behind_many_later_updates_is_not_logged_again(rig, tools):
+    """I1: brokers that are killed bring old copies back; those whose mark is gone are duplicates, and no update."""
+    device = rig.device("pi-11")
+    uids = [device.uid(seq) for seq in range(REMEMBERED + 1)]
+    for uid in uids:
+        assert device.verdict(uid, tools.update(uid)).verdict == "accepted"
+
+    receipt = device.verdict(uids[0], tools.update(uids[0]))
+
+    assert (receipt.verdict, receipt.code) == ("rejected", "conflict")
+    assert kinds(rig, "pi-11") == [Kind.UPDATE] * len(uids)
+    tools.until(lambda: rig.counters().duplicates == 1, "it is counted")
+    assert rig.counters().rejected == {}
 
 
 def test_killed_broker_is_survived(rig, tools):

@@ -24,8 +24,9 @@ from aggregator.restarts import Restarts
 from aggregator.supervise import Supervisor
 from aggregator.versions import load_manifest, load_state
 from broker_bridge import cells
-from broker_bridge.ports import Kind
+from broker_bridge.ports import REMEMBERED, Kind
 from broker_bridge.ports.open import PARTITIONS, open_ports
+from broker_bridge.ports.types import split
 from broker_bridge.records import VerdictMark
 from edge_client.wire import grid, sparse
 from edge_client.wire.topics import Uid
@@ -139,7 +140,11 @@ class Rig:
         marks = self._seen.all()
         updates = {uid for uid, (_, _, kind, _) in marks.items() if kind == Kind.UPDATE}
         verdicts, digests = self.swarm.verdicts, self.swarm.digests()
-        final = {uid: seen - {("incomplete", "")} for uid, seen in verdicts.items()}
+        newest = Counter()  # number of each stream
+        for uid in digests:
+            stream, number = split(uid)
+            newest[stream] = max(newest[stream], number)
+        final = {uid: _final(uid, seen, newest) for uid, seen in verdicts.items()}
         accepted = {uid for uid, seen in final.items() if seen == {("accepted", "")}}
         lost = [uid for uid in digests if not final.get(uid)]
         assert not lost, f"{len(lost)} updates without a verdict: {lost[:3]}"
@@ -252,6 +257,14 @@ class Marks(threading.Thread):
                     verdict = msgspec.msgpack.decode(mark, type=VerdictMark)
                     self._found[f"{stream}:{number}"] = (partition, offset, kind, verdict)
                     self._reached[partition] = max(self._reached[partition], offset)
+
+
+def _final(uid, seen, newest):
+    """The verdicts that count: `incomplete` is none, and a copy that comes after its mark went is a conflict."""
+    stream, number = split(uid)
+    seen = seen - {("incomplete", "")}
+    late = len(seen) > 1 and newest[stream] >= number + REMEMBERED
+    return seen - {("rejected", "conflict")} if late else seen
 
 
 def until(condition, what, seconds=60.0):
