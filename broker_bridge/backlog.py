@@ -14,9 +14,7 @@ from broker_bridge.cells import TAKEN_KEY, TakenCell
 from broker_bridge.ports import Heads
 from broker_bridge.storage import persistently
 
-ENTRIES_MAX = (
-    20_000  # ten seconds of the fastest stream measured; an aggregator that starts reads them in two
-)
+ENTRIES_MAX = 20_000  # eight seconds of the fastest stream measured (bench/README.md)
 BYTES_MAX = 256 << 20  # of their bodies: dense updates of large models reach this first
 
 log = structlog.get_logger()
@@ -30,9 +28,8 @@ class Backlog:
         self._entries_max, self._bytes_max = entries_max, bytes_max
         self._taken: dict[int, int] = {}
         self._newest: dict[int, int] = {}
-        self._sizes: dict[
-            int, deque[tuple[int, int]]
-        ] = {}  # (offset, bytes) of entries not taken, by partition
+        # (offset, bytes) of each entry not taken, by partition
+        self._sizes: dict[int, deque[tuple[int, int]]] = {}
         self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
