@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-EVENTS_KEPT = 4096  # some seconds of a busy fleet, an hour of a quiet one; at most a few MB
+EVENTS_KEPT = 8192  # more than a second of a busy fleet, an hour of a quiet one; some MB
 HEARTBEAT_S = 15.0  # proxies close connections that are silent for 30 to 60 s
 BATCHES_MAX = 16  # kept between two ringings: viewers that keep up differ by their kinds alone
-BATCH_S = 0.25  # between what a viewer is told when events are many; the first after a pause is told at once
+BATCH_S = 0.5  # between what a viewer is told when events are many; the first after a pause is told at once
 
 Kind = Literal["job", "version", "device", "update", "rejection", "audit"]
 KINDS: tuple[Kind, ...] = ("job", "version", "device", "update", "rejection", "audit")

@@ -5,11 +5,13 @@
 A real server (`fedfleet up`) on mosquitto, and loader processes on the same cores that play many devices over one
 MQTT connection each: every device has its own identity, sequence numbers and at most one update without a receipt,
 made from the version that was announced last. Frames are real ones of a 1-D CNN of 51 231 parameters in 8 tensors at a
-density of 1 %, encoded beforehand and given each update's name. Three measurements of so many seconds each:
+density of 1 %, encoded beforehand and given each update's name. Four measurements of so many seconds each:
 
 - `updates`: each device sends its next update when it has a receipt. Its rate is what was folded, not what was sent.
 - `half`: devices send at half that rate whatever comes back; the times are from publish to receipt.
 - `leases`: each update has its ask, its assignment and its lease.
+- `viewed`: as `half`, while 200 viewers follow all events over HTTP; `viewers_cost` is by how much the server's processor
+  time for an update, all its processes together, is over that of `half`.
 """
 
 import argparse
@@ -52,6 +54,7 @@ EPOCH = "0123456789abcdef"
 WARM_S = 3.0  # before each measurement
 READY_S = 60.0
 DRAIN_S = 60.0
+VIEWERS = 200
 
 
 def templates(sizes: tuple[int, ...], seed: int) -> list[bytes]:
@@ -279,6 +282,29 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def watched(url: str) -> Any:
+    """Viewers of all events in a process of their own."""
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("api.py")),
+        "--view",
+        url,
+        "--viewers",
+        str(VIEWERS),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as viewers:
+        assert viewers.stdout is not None
+        assert viewers.stdin is not None
+        prefer(viewers.pid)
+        if viewers.stdout.readline() != "ready\n":
+            sys.exit("the viewers do not connect")
+        yield
+        viewers.stdin.close()
+        seen = json.loads(viewers.stdout.read())
+    print(f"viewers saw {min(seen)} to {max(seen)} updates each", file=sys.stderr)
+
+
 # -- measuring ----------------------------------------------------------------------------------------
 
 
@@ -327,8 +353,14 @@ def _taken(fleet: Fleet) -> bool:
     return folded(fleet) == before
 
 
+def server_ms(result: dict[str, Any]) -> float:
+    """Processor time of the server for an update."""
+    spent: dict[str, float] = result["cpu_ms_per_update"]
+    return sum(ms for role, ms in spent.items() if role != "loaders")
+
+
 def measure(options: argparse.Namespace, state: Path) -> dict[str, Any]:
-    """All three measurements on one server."""
+    """All measurements on one server."""
     compiled = compile_training(cnn1d(widths=WIDTHS))
     sizes = compiled.manifest.sizes
     with server(state, options.broker) as (fleet, port, pids):
@@ -353,6 +385,10 @@ def measure(options: argparse.Namespace, state: Path) -> dict[str, Any]:
         half = results["updates"]["folded_per_s"] / 2
         results["half"] = phase("half", half, options.seconds, fleet, pids, links)
         results["leases"] = phase("leases", 0, options.seconds, fleet, pids, links)
+        with watched(fleet.url):
+            results["viewed"] = phase("half", half, options.seconds, fleet, pids, links)
+        cost = {name: server_ms(results[name]) for name in ("half", "viewed")}
+        results["viewers_cost"] = round(cost["viewed"] / cost["half"] - 1, 3)
         for link, worker in zip(links, workers, strict=True):
             link.send(None)
             worker.join(10)
