@@ -10,6 +10,7 @@ from aggregator import presets, staleness
 from aggregator.audience import Mode
 from aggregator.cache import CACHE_DEVICES_MAX
 from aggregator.errors import RefusedError
+from aggregator.explain import explain
 from aggregator.fold import UNIT_BITS
 from aggregator.optimizer import OptimizerSpec
 from edge_client.bundle import Manifest
@@ -174,7 +175,7 @@ def parse(data: bytes) -> JobSpec:
     try:
         spec = msgspec.convert(raw, JobSpec)
     except msgspec.ValidationError as error:
-        raise RefusedError("bad_spec", f"job spec: {error}") from error
+        raise RefusedError("bad_spec", f"job spec: {explain(error, JobSpec)}") from error
     check(spec)
     return spec
 

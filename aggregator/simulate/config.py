@@ -10,6 +10,7 @@ import msgspec
 
 from aggregator import spec
 from aggregator.errors import RefusedError
+from aggregator.explain import explain
 from aggregator.simulate.errors import SimulationError
 from aggregator.spec import JobSpec
 from edge_client.wire import topics
@@ -249,9 +250,7 @@ def parse(table: dict[str, Any], folder: Path) -> Config:
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        key = where.rstrip("`").lstrip(".")
-        raise SimulationError(f"{key}: {what}" if key else what) from error
+        raise SimulationError(explain(error, Config)) from error
     _check(config)
     return _absolute(config, folder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from aggregator.errors import RefusedError, StrategyError
-from aggregator.simulate import models, partition, results, sources
+from aggregator.simulate import models, partition, results, sources, traces
 from aggregator.simulate.config import Config, Trace
 from aggregator.simulate.errors import SimulationError
 from aggregator.simulate.results import Line, Result
@@ -91,10 +91,7 @@ class Simulation:
         for name in ("speed", "link"):
             trace = getattr(config.fleet, name)
             if isinstance(trace, Trace):
-                fleet[name] = {
-                    "kind": "trace",
-                    "sha256": hashlib.sha256(Path(trace.csv).read_bytes()).hexdigest(),
-                }
+                fleet[name] = {"kind": "trace", "sha256": traces.digest(trace.csv)}
         data: Line = msgspec.to_builtins(config.data)
         data |= {"source": self._digest, "samples": len(scene.data.x), "test_samples": len(scene.data.x_test)}
         evaluate: Line = msgspec.to_builtins(config.evaluate)

@@ -1,6 +1,7 @@
 """CSV files of measured devices: a header, then numbers."""
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def read(path: str, columns: Sequence[str]) -> npt.NDArray[np.float64]:
     if not rows:
         raise SimulationError(f"{path}: holds no rows")
     return np.array(rows)
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file, in hex; raise SimulationError."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise SimulationError(f"{path}: cannot be read: {error.strerror}; it is to be a CSV file") from error
 
 
 def _number(text: str | None, where: str) -> float:

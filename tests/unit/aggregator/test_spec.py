@@ -94,6 +94,11 @@ def test_a_typo_gets_the_nearest_field():
         ({"optimizer": {"beta1": 1}}, "optimizer.beta1"),
         ({"robust": {"clip_facto": 1}}, "unknown field robust.clip_facto; did you mean robust.clip_factor?"),
         ({"training": {"density": 0.1, "density_first": 0.05}}, "training.density_first"),
+        (
+            {"selection": {"policy": "fairest"}},
+            "selection.policy: Invalid enum value 'fairest'; known: round-robin, random",
+        ),
+        ({"weighting": "sample"}, "weighting: Invalid enum value 'sample'; known: uniform, samples"),
         ({"training": {"codec": "zip"}}, "training.codec is 'zip'; known: ternary, q4"),
     ],
 )

@@ -35,7 +35,11 @@ def test_a_configuration_is_read(table, parsed):
         ("fleet.jiter", 1, "unknown key fleet.jiter; did you mean fleet.jitter?"),
         ("fleet.faults.los", 0.1, "fleet.faults.los; did you mean fleet.faults.loss?"),
         ("data.partition.alpa", 1, "did you mean data.partition.alpha?"),
-        ("data.partition.kind", "dirichlett", "data.partition"),
+        (
+            "data.partition.kind",
+            "dirichlett",
+            "data.partition.kind: Invalid value 'dirichlett'; known: dirichlet, classes",
+        ),
         ("fleet.jitter", -1, "fleet.jitter is -1"),
         ("fleet.devices", "many", "fleet.devices: Expected `int | null`, got `str`"),
         ("fleet.speed", {"kind": "classes", "factors": [1.0], "shares": [1.0, 2.0]}, "as many shares"),

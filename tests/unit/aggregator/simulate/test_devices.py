@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aggregator.simulate import availability as times
+from aggregator.simulate import traces
 from aggregator.simulate.config import (
     Churn,
     Diurnal,
@@ -67,6 +68,12 @@ def test_a_trace_that_cannot_be_used_is_named(tmp_path, text, words):
 
     with pytest.raises(SimulationError, match=rf"t\.csv.*{words}"):
         factors(speed=Trace(str(tmp_path / "t.csv")))
+
+
+def test_a_trace_that_is_missing_is_named(tmp_path):
+    """The message says which file, and what it is to be."""
+    with pytest.raises(SimulationError, match=r"t\.csv: cannot be read: No such file or directory; .*CSV"):
+        traces.digest(str(tmp_path / "t.csv"))
 
 
 def test_the_malicious_are_a_share_of_the_devices():
