@@ -248,9 +248,8 @@ class Engine:
                 if intake.forgotten:
                     await self.marks.drop(intake.forgotten)
                     await self._downlink.forget(intake.forgotten, self.jobs)
-                    await (
-                        self._save_memo()
-                    )  # a replay would take from the device what it got since it came back
+                    # A replay would take from the device what it got since it came back.
+                    await self._save_memo()
                 if intake.job is not None:
                     await self._commit_due(intake.job)
         now = self.clock()

@@ -20,7 +20,7 @@ def attempt(frames: Sequence[bytes], sizes: Sequence[int], statistics: int) -> S
     """
     try:
         return together.decode(frames, sizes, statistics)
-    except Exception:
+    except Exception:  # whatever it is, whose frame it was shows when each is decoded alone
         log.exception("not_decoded_together", frames=len(frames))
         return [None] * len(frames)
 

@@ -118,9 +118,7 @@ class Uplink:
                 await self._handle(message)
             except RemoteWireError as error:
                 self._refuse(message, error)
-            except (
-                Exception
-            ) as error:  # a message that uncovers a bug must not stop all others, again and again
+            except Exception as error:  # one that uncovers a bug must not stop all others, again and again
                 log.exception("message_failed", topic=message.topic)
                 await self._put_aside(message, f"{type(error).__name__}: {error}")
                 self._link.ack(message)
@@ -237,9 +235,8 @@ class Uplink:
             job = admit.open_job(self._catalog.job(judged.uid.job), len(judged.data))
         except RemoteWireError:
             return None
-        if (
-            judged.kind is not Kind.UPDATE or len(judged.data) > together.BYTES_MAX
-        ):  # nothing to gain, much to hold
+        # Of a large one there is nothing to gain and much to hold.
+        if judged.kind is not Kind.UPDATE or len(judged.data) > together.BYTES_MAX:
             return None
         return await self._decoding.decode(judged.data, job.sizes, job.statistics)
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import NewType, Protocol
 
 Digest = NewType("Digest", str)  # SHA-256 in lower-case hex
-REMEMBERED = (
-    64  # marks of each kind that a stream keeps: as many messages as a broker may have on its way to a bridge
-)
+# Marks of each kind that a stream keeps: as many messages as a broker may have on its way to a bridge.
+REMEMBERED = 64
 
 
 class PortError(Exception):
