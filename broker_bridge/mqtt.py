@@ -60,6 +60,14 @@ class Presence:
     will: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What waits for the broker to take a message, and whether it outlasts its connection."""
+
+    taken: asyncio.Future[None]
+    lasting: bool
+
+
 class Link:
     """A session with a broker that reconnects by itself for as long as `run` runs.
 
@@ -93,7 +101,7 @@ class Link:
         self._paused = False
         self._unacked: deque[int] = deque()  # messages of this connection, in the order they came
         self._handled: set[int] = set()  # those of them that may be acknowledged
-        self._sent: dict[int, asyncio.Future[None]] = {}
+        self._sent: dict[int, _Sent] = {}
         self.packet_bytes_max: int | None = None  # what the broker takes; None when it states no limit
 
     # -- what the bridge uses -----------------------------------------------------------------------
@@ -133,14 +141,18 @@ class Link:
             self._handled.remove(mid)
             self._client.ack(mid, 1)
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> asyncio.Future[None]:
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, lasting: bool = True
+    ) -> asyncio.Future[None]:
         """Publish at QoS 1; the future is done when the broker has taken it, be it after a reconnect.
 
-        Raises LocalWireError when the broker does not take packets of this size (I9).
+        What is not `lasting` is given up when its connection is lost, because somebody will ask for it again: its
+        future raises LocalWireError then. Raises LocalWireError when the broker does not take packets of this
+        size (I9).
         """
         self._check_size(topic, payload)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._send(topic, payload, retain, future)
+        self._send(topic, payload, retain, _Sent(future, lasting))
         return future
 
     async def connection(self, after: int = 0) -> int:
@@ -155,8 +167,8 @@ class Link:
             limit = f"{PACKET_BYTES_ASSUMED} B, as far as is known" if stated is None else f"{stated} B"
             raise LocalWireError(f"{len(payload)} B to {topic}; the broker takes packets of {limit}")
 
-    def _send(self, topic: str, payload: bytes, retain: bool, future: asyncio.Future[None]) -> None:
-        self._sent[self._client.publish(topic, payload, qos=1, retain=retain).mid] = future
+    def _send(self, topic: str, payload: bytes, retain: bool, sent: _Sent) -> None:
+        self._sent[self._client.publish(topic, payload, qos=1, retain=retain).mid] = sent
 
     # -- connecting ---------------------------------------------------------------------------------
 
@@ -291,9 +303,9 @@ class Link:
             self._loop.remove_reader(self._reading)
 
     def _on_publish(self, _client: paho.Client, _data: Any, mid: int, _reason: Any, _props: Any) -> None:
-        future = self._sent.pop(mid, None)
-        if future is not None and not future.done():
-            future.set_result(None)
+        sent = self._sent.pop(mid, None)
+        if sent is not None and not sent.taken.done():
+            sent.taken.set_result(None)
 
     def _on_socket_close(self, _client: paho.Client, _data: Any, closed: Any) -> None:
         self._loop.remove_reader(closed)
@@ -313,17 +325,21 @@ class Link:
             self._loop.add_reader(self._reading, self._client.loop_read)
 
     def _send_again(self) -> None:
-        """Send what the last connection left unacknowledged, unless this broker would refuse it for ever (I9).
+        """Send what the last connection left unacknowledged and should last, unless this broker refuses it (I9).
 
-        paho would repeat it blindly, so it is taken out of paho's hands before it does.
+        paho would repeat it all, blindly, so it is taken out of paho's hands before it does.
         """
         left = [(m, self._sent.pop(m.mid, None)) for m in self._client.drop_out_messages()]
-        for message, future in left:
-            if future is None or future.done():
+        for message, sent in left:
+            if sent is None or sent.taken.done():
+                continue
+            if not sent.lasting:
+                reason = f"the connection was lost before the broker took {message.topic}"
+                sent.taken.set_exception(LocalWireError(reason))
                 continue
             try:
                 self._check_size(message.topic, bytes(message.payload))
             except LocalWireError as error:
-                future.set_exception(error)
+                sent.taken.set_exception(error)
             else:
-                self._send(message.topic, bytes(message.payload), message.retain, future)
+                self._send(message.topic, bytes(message.payload), message.retain, sent)

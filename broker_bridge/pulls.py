@@ -74,9 +74,9 @@ class Pulls:
 
     async def _serve(self, device: str, request: BlobRequest, wanted: int) -> None:
         try:
-            sent = [self._link.publish(topic, data) for topic, data in await self._packets(device, request)]
-            for future in sent:
-                await future
+            packets = await self._packets(device, request)
+            # Chunks do not outlast their connection: answers and receipts would wait behind them on the next one.
+            await asyncio.gather(*(self._link.publish(topic, data, lasting=False) for topic, data in packets))
         except LocalWireError as error:
             log.warning("blob_not_sent", device=device, error=str(error))
         finally:

@@ -291,6 +291,8 @@ class Daemon:
                 _log.info("job_removed", job=job)
             case ev.Pull(blob):
                 self._follow(self._puller.want(blob, time.monotonic()))
+            case ev.HurryPulls():
+                self._puller.hurry(time.monotonic())
             case ev.KeepBlobs(digests):
                 self._puller.keep(digests)
             case ev.KeepDelta(delta, data):

@@ -250,6 +250,11 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class HurryPulls:
+    """The bridge came back: what it was asked for in its absence is asked for again soon."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeepBlobs:
     """Only these blobs are needed from now on; others, and pulls of others, may go."""
 
@@ -309,6 +314,7 @@ Action = (
     | DropUnpublished
     | RemoveWorkspace
     | Pull
+    | HurryPulls
     | KeepBlobs
     | KeepDelta
     | Follow

@@ -77,17 +77,19 @@ class Outgoing:
             self._bridges.clear()
             self._due_now()
 
-    def bridge(self, event: BridgeState) -> None:
-        """A bridge came or went. A will older than the last birth is stale."""
+    def bridge(self, event: BridgeState) -> bool:
+        """A bridge came or went; True when there is one again. A will older than the last birth is stale."""
         last = self._bridges.get(event.service)
         if last is not None and event.conn_seq < last.conn_seq:
-            return
+            return False
         if last is None and len(self._bridges) >= BRIDGES_MAX:
-            return
+            return False
         was_open = self.open
         self._bridges[event.service] = event
-        if self.open and (not was_open or last is None or event.conn_seq > last.conn_seq):
+        back = self.open and (not was_open or last is None or event.conn_seq > last.conn_seq)
+        if back:
             self._due_now()  # a restarted bridge has lost the partial updates it was collecting
+        return back
 
     def incomplete(self, uid: Uid, receipt: Receipt) -> None:
         """The bridge lacks these chunks."""

@@ -76,6 +76,12 @@ class Transfer:
         self.due = now + self.wait_s
         return BlobRequest(self.blob.digest, self.next, end - self.next, self.chunk_bytes)
 
+    def hurry(self, now: float) -> None:
+        """The bridge came back: silence while it was away says nothing of the link, so it counts for nothing."""
+        self.wait_s = max(self.wait_s / 2**self.timeouts, ANSWER_WAIT_S)
+        self.timeouts = 0
+        self.due = min(self.due, now + self.wait_s)
+
 
 class Puller:
     """The blobs of a device: files named by their SHA-256, and one transfer at a time.
@@ -128,6 +134,11 @@ class Puller:
             self._waiting.appendleft(self._transfer.blob)
             self._transfer = None
         return self.tick(now)
+
+    def hurry(self, now: float) -> None:
+        """The bridge came back: a wait that grew while it was away ends soon."""
+        if self._transfer is not None:
+            self._transfer.hurry(now)
 
     def disconnected(self) -> None:
         """Nothing is asked for until `connected`."""

@@ -19,6 +19,7 @@ from edge_client.events import (
     Disconnected,
     Event,
     Follow,
+    HurryPulls,
     JobEnded,
     JobRow,
     OfferSeen,
@@ -133,8 +134,8 @@ class Session:
                 device.outgoing.connected(yes=False)
             case DataKnown():
                 device.datasets[event.name] = event.info or event.reason
-            case BridgeState():
-                device.outgoing.bridge(event)
+            case BridgeState() if device.outgoing.bridge(event):
+                device.actions.append(HurryPulls())
             case RowsFound(rows):
                 device.outgoing.add(rows)
             case DeltaSeen(name) if name not in device.jobs:

@@ -23,7 +23,7 @@ SHORT = {
     "broker_bridge.mqtt:KEEPALIVE_S": 3,
     "edge_client.outgoing:RECEIPT_WAIT_S": 5.0,
     "edge_client.transport:RETRY_MAX_S": 2.0,
-    "edge_client.transport:SILENCE_FACTOR": 1.0,
+    "edge_client.transport:SILENCE_FACTOR": 1.5,  # at 1 an idle connection ends before its first ping is answered
 }
 
 

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from edge_client.transport import Down, Up
+from edge_client.wire.errors import LocalWireError
 from tests.conformance.peer import WAIT_S, Site
 from tests.conformance.product import Device, linked
 from tests.proxy import Proxy
@@ -68,16 +69,19 @@ def test_a_device_gives_a_silent_broker_up(silent, monkeypatch):
 
 
 def test_the_bridge_gives_a_silent_broker_up(silent, monkeypatch):
-    """R-031: so does the bridge, and what it had published without a PUBACK goes over the next connection."""
+    """R-031: so does the bridge, and what it published without a PUBACK, and should last, goes over the next one."""
     monkeypatch.setattr("broker_bridge.mqtt.KEEPALIVE_S", 1)
     topic = silent.topic("x")
 
     async def main():
         async with linked(silent, "bridge") as link:
             silent.proxy.hang()
-            future = link.publish(topic, b"into the silence")
+            passing = link.publish(topic, b"for this connection", lasting=False)
+            lasting = link.publish(topic, b"into the silence")
             await asyncio.wait_for(link.connection(after=1), WAIT_S)
-            await asyncio.wait_for(future, WAIT_S)
+            await asyncio.wait_for(lasting, WAIT_S)
+            with pytest.raises(LocalWireError, match="the connection was lost"):
+                await passing
 
     asyncio.run(main())
 

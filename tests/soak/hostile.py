@@ -2,11 +2,13 @@
 
 import random
 import threading
+import time
 import zlib
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from broker_bridge.bridge import SAVE_S
 from edge_client.wire import topics
 from edge_client.wire.topics import Uid
 from tests.soak.devices import EPOCH, JOB, named
@@ -31,7 +33,7 @@ def flood(rig, count, seed):
 
     Devices must be quiet: their last verdicts heard and the buffer empty.
     """
-    before, rng = rig.api.health()["bridge"], random.Random(seed)
+    before, rng = _still(rig), random.Random(seed)
     client = paho.Client(CallbackAPIVersion.VERSION2, f"hostile-{seed}", protocol=paho.MQTTv5)
     client.max_inflight_messages_set(0)
     room = threading.Semaphore(IN_FLIGHT)
@@ -51,6 +53,20 @@ def flood(rig, count, seed):
         "sent": count, "refused": _refused(after) - _refused(before), "accepted": after["accepted"] - before["accepted"],
         "codes": {c: n - before["rejected"].get(c, 0) for c, n in sorted(after["rejected"].items())},
     }  # fmt: skip
+
+
+def _still(rig):
+    """The bridge's counters once they stand: it writes them down every SAVE_S, so the last verdicts come later."""
+    seen = []
+
+    def stands():
+        seen.append(rig.api.health()["bridge"])
+        time.sleep(2 * SAVE_S)
+        now = rig.api.health()["bridge"]
+        return all(seen[-1][kind] == now[kind] for kind in ("accepted", "rejected"))
+
+    until(stands, "counters that stand")
+    return seen[-1]
 
 
 def _refused(bridge):

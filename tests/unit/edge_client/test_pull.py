@@ -100,6 +100,18 @@ def test_silence_is_asked_into_a_bounded_number_of_times(puller):
     assert now <= (TIMEOUTS_MAX + 1) * ANSWER_WAIT_MAX_S
 
 
+def test_waits_that_grew_while_the_bridge_was_away_end_when_it_is_back(puller):
+    """What was asked into a void is asked for again soon, and the silence counts neither as failure nor as a slow link."""
+    (request,) = puller.want(BLOB, 0.0)
+    for _ in range(TIMEOUTS_MAX):
+        now = puller.wake
+        assert puller.tick(now) == [request]
+    puller.hurry(now)
+    assert puller.wake == now + ANSWER_WAIT_S
+    assert puller.tick(puller.wake) == [request]
+    assert serve(puller, [request]) == [Pulled(BLOB.digest)]
+
+
 def test_only_needed_blobs_stay_on_the_disk(puller, tmp_path):
     """Blobs and parts that no job needs are deleted, and their transfers given up."""
     serve(puller, puller.want(BLOB, 0.0))

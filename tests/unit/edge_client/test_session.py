@@ -325,6 +325,15 @@ def test_uploads_are_held_while_every_bridge_is_down(drive):
     assert ev.Send in kinds(drive(ev.BridgeState("bridge", up=True, conn_seq=6)))
 
 
+def test_pulls_are_hurried_when_the_bridge_is_back(drive):
+    """A bridge's new connection, and not its end or a stale word, cuts short what waits for its answer."""
+    drive.to(Phase.PULLING)
+    assert ev.HurryPulls in kinds(drive(ev.BridgeState("bridge", up=True, conn_seq=5)))
+    for up, conn_seq in ((False, 4), (True, 5), (False, 5)):
+        assert ev.HurryPulls not in kinds(drive(ev.BridgeState("bridge", up=up, conn_seq=conn_seq)))
+    assert ev.HurryPulls in kinds(drive(ev.BridgeState("bridge", up=True, conn_seq=6)))
+
+
 def test_bridge_set_up_afresh_is_listened_to(drive):
     """A bridge that lost its count of connections is known by its birth on the device's next connection."""
     drive.to(Phase.TRAINING)
