@@ -18,7 +18,8 @@ class Held:
         self.sent = []
         self.full = asyncio.Event()
 
-    def publish(self, _topic, _payload):
+    def publish(self, _topic, _payload, *, lasting):
+        assert not lasting, "chunks outlast no connection"
         self.sent.append(asyncio.get_running_loop().create_future())
         if len(self.sent) == 6:
             self.full.set()
