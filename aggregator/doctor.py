@@ -2,19 +2,18 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from aggregator import snapshot
 from aggregator.deadletters import PREFIX as DEAD_PREFIX
 from aggregator.deadletters import DeadLetter
 from aggregator.errors import CorruptStateError
 from aggregator.heads import decode_head
 from aggregator.jobstore import SPEC_PREFIX, JobRecord
 from aggregator.memo import MEMO_KEY, Memo
-from aggregator.snapshot import PREFIX as HISTORY_PREFIX
-from aggregator.snapshot import Snapshot
 from aggregator.versions import blobs_of, load_manifest
 from broker_bridge import cells, deadletters
 from broker_bridge.ports import CorruptBlob, Digest, Kind, MissingBlob, audit
@@ -31,7 +30,7 @@ RECORDS = {
 }
 LOG_SHOWN = 20  # damaged entries named; they come in runs
 _MEMO = msgspec.msgpack.Decoder(Memo).decode
-_HISTORY = msgspec.msgpack.Decoder(Snapshot).decode
+_CHAIN = "the manifests are read instead"
 
 
 def examine(state_dir: Path) -> list[Finding]:
@@ -100,22 +99,34 @@ async def _heads(heads: dict[str, bytes], blobs: audit.StoredBlobs) -> AsyncIter
         )
         yield Finding(f"dead message {message.topic}", ok=False, detail=detail)
     if MEMO_KEY in heads:
-        yield await _decoded("memo", heads[MEMO_KEY], blobs, _MEMO, "the log is read again instead")
+        yield await _found("memo", _memo(heads[MEMO_KEY], blobs), "the log is read again instead")
     for name in names:
-        if HISTORY_PREFIX + name in heads:
-            value, what = heads[HISTORY_PREFIX + name], f"history of {name}"
-            yield await _decoded(what, value, blobs, _HISTORY, "the manifests are read instead")
+        if snapshot.PREFIX + name in heads:
+            yield await _found(f"history of {name}", _history(heads[snapshot.PREFIX + name], blobs), _CHAIN)
 
 
-async def _decoded(
-    what: str, value: bytes, blobs: audit.StoredBlobs, decode: Callable[[bytes], object], remedy: str
-) -> Finding:
+async def _found(what: str, look: Awaitable[int], remedy: str) -> Finding:
+    """The finding of a look that gives bytes, or raises when what it looks at is damaged."""
     try:
-        data = await blobs.get(Digest(value.decode(errors="replace")))
-        decode(data)
+        return Finding(what, ok=True, detail=f"{await look:,} B")
     except (MissingBlob, CorruptBlob, msgspec.DecodeError) as error:
         return Finding(what, ok=False, detail=f"{error}; {remedy}")
-    return Finding(what, ok=True, detail=f"{len(data):,} B")
+
+
+async def _memo(value: bytes, blobs: audit.StoredBlobs) -> int:
+    data = await blobs.get(Digest(value.decode(errors="replace")))
+    _MEMO(data)
+    return len(data)
+
+
+async def _history(value: bytes, blobs: audit.StoredBlobs) -> int:
+    data = await blobs.get(Digest(value.decode(errors="replace")))
+    size = len(data)
+    for segment in snapshot.decode(data).segments:
+        part = await blobs.get(Digest(segment.digest))
+        snapshot.decode_segment(part)
+        size += len(part)
+    return size
 
 
 async def _job(name: str, heads: dict[str, bytes], blobs: audit.StoredBlobs) -> str:

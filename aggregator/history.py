@@ -4,6 +4,7 @@ Hold-out figures come from devices that evaluated the version before they traine
 after it was committed; the rules that end a job look at them alone.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -40,6 +41,10 @@ class VersionRecord(msgspec.Struct):
     lossless: bool = True
     holdout: Holdout = msgspec.field(default_factory=Holdout)
     reported: Reported = msgspec.field(default_factory=Reported)
+
+    def __post_init__(self) -> None:
+        # A fleet has far fewer devices than its versions name: each name is in memory once.
+        self.devices = [sys.intern(name) for name in self.devices]
 
 
 class Totals:

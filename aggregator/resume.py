@@ -83,7 +83,7 @@ async def recall(blobs: Blobs, job: Job, snapshot: Snapshot | None, stored: set[
     chain = [(job.digest, job.manifest)]
     while chain[-1][1].parent:
         digest, manifest = chain[-1]
-        if snapshot is not None and manifest.version <= snapshot.version:
+        if snapshot is not None and manifest.version < len(snapshot.records):
             if digest == snapshot.manifest:
                 break
             snapshot = None  # of a version that was lost

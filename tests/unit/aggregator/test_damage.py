@@ -230,6 +230,7 @@ class Reads:
 def test_a_start_reads_a_snapshot_and_the_manifests_after_it(drive, bundle, settings, monkeypatch):
     """A start knows from a snapshot what the whole chain says; a damaged one is made again from the chain."""
     monkeypatch.setattr(snapshot, "INTERVAL_VERSIONS", 16)
+    monkeypatch.setattr(snapshot, "SEGMENT_VERSIONS", 10)
 
     async def body(site):
         await site.start_job(bundle, buffer_size=1, staleness_max=1, **SETTINGS[settings])
@@ -240,8 +241,8 @@ def test_a_start_reads_a_snapshot_and_the_manifests_after_it(drive, bundle, sett
         assert job.version == 40
         whole = taken(job)
         _, value = await site.ports.heads.load("history/job")
-        kept = msgspec.msgpack.decode(site.ports.blobs._blobs[value.decode()], type=snapshot.Snapshot)
-        assert kept.version == 32
+        kept = snapshot.decode(site.ports.blobs._blobs[value.decode()])
+        assert (len(kept.segments), [r.version for r in kept.records]) == (3, [30, 31, 32])
 
         blobs = site.engine.ports.blobs
         reads = Reads(blobs)
@@ -251,11 +252,45 @@ def test_a_start_reads_a_snapshot_and_the_manifests_after_it(drive, bundle, sett
         assert sorted(after.recent) == sorted(job.recent)
         few = reads.count
 
-        spoil(type("Site", (), {"ports": type("Ports", (), {"blobs": blobs})}), value.decode())
-        reads.count = 0
-        assert taken(await restarted(site)) == whole
-        assert few < reads.count - 16
+        for damaged in (kept.segments[1].digest, value.decode()):
+            spoil(type("Site", (), {"ports": type("Ports", (), {"blobs": blobs})}), damaged)
+            reads.count = 0
+            assert taken(await restarted(site)) == whole
+            assert few < reads.count - 16
         object.__setattr__(site.ports, "blobs", blobs)
+
+    drive(body)
+
+
+def test_a_history_is_written_in_segments_of_which_none_stays_behind(drive, bundle, monkeypatch):
+    """A record is written a bounded number of times; segments with lost versions go, and all do with their job."""
+    monkeypatch.setattr(snapshot, "INTERVAL_VERSIONS", 1)
+    monkeypatch.setattr(snapshot, "SEGMENT_VERSIONS", 4)
+
+    async def stored(site):
+        _, value = await site.ports.heads.load("history/job")
+        kept = snapshot.decode(site.ports.blobs._blobs[value.decode()])
+        return kept, {value.decode(), *(segment.digest for segment in kept.segments)}
+
+    async def body(site):
+        job = await trained(site, bundle, versions=7)
+        before, ours = await stored(site)
+        assert (len(before.segments), before.records) == (2, [])
+        spoil(site, job.manifest.keyframe.digest)
+        spoil(site, job.manifest.delta.digest)
+        job = await restarted(site)
+        assert job.version == 6
+        for seed in range(9):
+            await site.update(f"dev-{seed % 3}", 100 + seed)
+            await site.step()
+        later, theirs = await stored(site)
+        assert (len(later.segments), [r.version for r in later.records]) == (2, [8, 9, 10])
+        assert later.segments[0] == before.segments[0]
+        assert not (ours - theirs) & site.ports.blobs._blobs.keys()
+
+        await site.engine.end("job", "enough")
+        await site.engine.delete("job")
+        assert not theirs & site.ports.blobs._blobs.keys()
 
     drive(body)
 
