@@ -1,6 +1,7 @@
 """A whole server and real daemons, an observer that keeps its own ledger, and the audit at the end."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -25,12 +26,13 @@ from broker_bridge import cells
 from broker_bridge.broker import find_mosquitto
 from broker_bridge.ports import Kind
 from broker_bridge.ports.open import open_ports
-from broker_bridge.records import UpdateRecord
+from broker_bridge.records import DIGEST_BYTES
 from edge_client.bundle import open_bundle
 from edge_client.wire import messages, sparse, topics
 from edge_client.wire.messages import Ask, Assignment, Receipt
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
+from tests.witness import Witness
 
 WAIT_S = 60.0
 CONFIG = """
@@ -110,15 +112,15 @@ class Fleet:
         self.directory = directory
         self.keepalive = 60
         self.supervisor = Supervisor(directory / "server", 0, 0, kind)
+        self.log = Witness(directory / "server" / "fleet.db", frames=True)
         self.daemons = {}
-        self._tending = threading.Event()
-        self._killed = []
 
     def start(self):
         self.supervisor.start()
         self.mqtt_port = self.supervisor.broker.port
         self.api = sdk.Fleet(f"http://127.0.0.1:{self.supervisor.http_port}")
         until(self.healthy, "the API answers")
+        self.log.start()
         self.ledger = Ledger(self.mqtt_port)
 
     def healthy(self):
@@ -201,6 +203,7 @@ class Fleet:
             daemon.wait()
         if hasattr(self, "ledger"):
             self.ledger.stop()
+        self.log.end()
         if hasattr(self, "api"):
             self.api.close()
         self.supervisor.stop()
@@ -212,29 +215,25 @@ class Fleet:
         """
         self.ledger.stop()
         self.supervisor.stop()
+        self.log.end()
         trained = open_bundle(self.directory / "job.bundle").manifest
-        return asyncio.run(_audit(self.directory / "server" / "fleet.db", trained, self.ledger))
+        return asyncio.run(_audit(self.directory / "server" / "fleet.db", trained, self.ledger, self.log))
 
 
-async def _audit(path, bundle, ledger):
+async def _audit(path, bundle, ledger, log):
+    updates = {uid: mark for uid, mark in log.marks().items() if mark[2] == Kind.UPDATE}
+    accepted = {uid for uid, seen in ledger.verdicts.items() if seen == {("accepted", "")} and ":" in uid}
+    assert {uid for uid, seen in ledger.verdicts.items() if len(seen) > 1} == set(), "two verdicts"
+    assert accepted, "the ledger saw nothing"
+    assert accepted & set(ledger.frames) <= set(updates), "an accepted update is not in the log"
+    for uid, sent in ledger.frames.items():
+        if uid in updates:
+            digests = {hashlib.sha256(frame).digest()[:DIGEST_BYTES] for frame in sent}
+            assert digests == {updates[uid][3].digest}, "other bytes than were sent"
+    frames = log.frames | {uid: min(sent) for uid, sent in ledger.frames.items()}
+    entries = {(partition, offset): (uid, frames[uid]) for uid, (partition, offset, *_) in updates.items()}
     ports = open_ports(f"sqlite:///{path}")
     try:
-        entries = {}
-        for partition in range(ports.partitions):
-            for entry in await ports.log.read(partition, 0, 100_000):
-                if entry.kind is Kind.UPDATE:
-                    entries[partition, entry.offset] = entry
-        uids = [entry.uid for entry in entries.values()]
-        assert len(set(uids)) == len(uids), "a uid is in the log twice"
-        accepted = {uid for uid, seen in ledger.verdicts.items() if seen == {("accepted", "")} and ":" in uid}
-        assert {uid for uid, seen in ledger.verdicts.items() if len(seen) > 1} == set(), "two verdicts"
-        assert accepted, "the ledger saw nothing"
-        assert accepted & set(ledger.frames) <= set(uids), "an accepted update is not in the log"
-        for entry in entries.values():
-            record = msgspec.msgpack.decode(entry.body, type=UpdateRecord)
-            assert ledger.frames.get(entry.uid, {record.frame}) == {record.frame}, (
-                "other bytes than were sent"
-            )
         _, value = await ports.heads.load(cells.version_key("waves"))
         manifest = await load_manifest(
             ports.blobs, msgspec.json.decode(value, type=cells.VersionCell).manifest
@@ -245,7 +244,7 @@ async def _audit(path, bundle, ledger):
         while manifest.parent:
             folded += await _replay(ports, manifest, bundle, entries)
             manifest = await load_manifest(ports.blobs, manifest.parent)
-        assert sorted(folded) == sorted(uids), "the log and the versions do not hold the same updates"
+        assert sorted(folded) == sorted(updates), "the log and the versions do not hold the same updates"
         return len(folded)
     finally:
         await ports.close()
@@ -257,13 +256,12 @@ async def _replay(ports, manifest, bundle, entries):
     sizes = np.array([t.size for t in bundle.tensors])
     fold, folded, statistics = Fold(bundle.sizes, "uniform"), [], len(bundle.statistics)
     buffer = Buffer(fold, parent.bounds, sizes)
-    for (partition, offset), entry in entries.items():
+    for (partition, offset), (uid, frame) in sorted(entries.items()):
         after, upto = manifest.included.get(partition, (0, 0))
         if after < offset <= upto:
-            frame = msgspec.msgpack.decode(entry.body, type=UpdateRecord).frame
             update = sparse.decode(frame, bundle.sizes, statistics)
-            buffer.add(topics.Uid.parse(entry.uid).device, update, frame, wire_bytes=0, at=0.0)
-            folded.append(entry.uid)
+            buffer.add(topics.Uid.parse(uid).device, update, frame, wire_bytes=0, at=0.0)
+            folded.append(uid)
     assert {base: bucket.count for base, bucket in fold.buckets.items()} == manifest.bases
     if manifest.version <= 20:  # later ones may follow models that retention has deleted
         before = await load_state(ports.blobs, parent, bundle.sizes)

@@ -5,11 +5,9 @@ import itertools
 import os
 import random
 import signal
-import sqlite3
 import threading
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -25,19 +23,18 @@ from aggregator.supervise import Supervisor
 from aggregator.versions import load_manifest, load_state
 from broker_bridge import cells
 from broker_bridge.ports import REMEMBERED, Kind
-from broker_bridge.ports.open import PARTITIONS, open_ports
+from broker_bridge.ports.open import open_ports
 from broker_bridge.ports.types import split
-from broker_bridge.records import VerdictMark
 from edge_client.wire import grid, sparse
 from edge_client.wire.topics import Uid
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
 from tests.soak.devices import JOB, Swarm
+from tests.witness import Witness
 
 PARTS = ("broker", "broker_bridge", "aggregator")
 WEIGHTS = (3, 4, 2)  # a start of the aggregator takes longest, and nothing is folded meanwhile
 SETTLE_S = 120.0
-LOOK_S = 0.5
 
 
 class Rig:
@@ -50,7 +47,7 @@ class Rig:
         self._ended, self._lock = threading.Event(), threading.Lock()
         self.supervisor.start()
         self.api = sdk.Fleet(f"http://127.0.0.1:{self.supervisor.http_port}")
-        self._seen = Marks(directory / "server" / "fleet.db", self._ended)
+        self._seen = Witness(directory / "server" / "fleet.db", frames=False)
         self._tending = threading.Thread(target=self._tend)
         self._tending.start()
         self.swarm = None
@@ -130,14 +127,13 @@ class Rig:
             self.swarm.stop()
         self._ended.set()
         self._tending.join()
-        if self._seen.is_alive():
-            self._seen.join()
+        self._seen.end()
         self.supervisor.stop()
         self.api.close()
 
     def audit(self):
         """Compare what devices know with what the stopped server's files say; the figures of it."""
-        marks = self._seen.all()
+        marks = self._seen.marks()
         updates = {uid for uid, (_, _, kind, _) in marks.items() if kind == Kind.UPDATE}
         verdicts, digests = self.swarm.verdicts, self.swarm.digests()
         newest = Counter()  # number of each stream
@@ -225,38 +221,6 @@ class Rig:
                 for child in self.supervisor.children:
                     child.restarts = Restarts()  # the deaths are ours: no reason to wait longer each time
                 self.supervisor.tend()
-
-
-class Marks(threading.Thread):
-    """Copies what the log remembers of each update while it still does; a device makes far fewer between two looks."""
-
-    def __init__(self, path, ended):
-        super().__init__()
-        self._path, self._ended = path, ended
-        self._found = {}
-        self._reached = Counter()
-
-    def run(self):
-        """Look until the end."""
-        while not self._ended.wait(LOOK_S):
-            self._look()
-
-    def all(self):
-        """Partition, offset, kind and verdict of each uid."""
-        self._look()
-        return self._found
-
-    def _look(self):
-        with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as db:
-            for partition in range(PARTITIONS):
-                rows = db.execute(
-                    "SELECT stream, number, offset, kind, mark FROM marks WHERE partition = ? AND offset > ?",
-                    (partition, self._reached[partition]),
-                )
-                for stream, number, offset, kind, mark in rows:
-                    verdict = msgspec.msgpack.decode(mark, type=VerdictMark)
-                    self._found[f"{stream}:{number}"] = (partition, offset, kind, verdict)
-                    self._reached[partition] = max(self._reached[partition], offset)
 
 
 def _final(uid, seen, newest):
