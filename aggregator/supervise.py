@@ -21,7 +21,7 @@ import structlog
 
 from aggregator.restarts import Restarts
 from aggregator.tokens import Tokens, is_loopback, no_tokens
-from broker_bridge.broker import Broker, BrokerError, Kind
+from broker_bridge.broker import Broker, BrokerError, Kind, free_port
 from broker_bridge.ports import PortError
 from broker_bridge.ports.open import open_ports
 from edge_client.storage import HeldError, hold
@@ -207,9 +207,8 @@ class Supervisor:
             if self.mqtt_port == self.http_port:
                 raise SupervisorError(f"--port and --mqtt-port are both {self.http_port}; choose two")
             _hold(self.mqtt_port, "--mqtt-port").close()
-        held = _hold(self.http_port, "--port", self.http_host)
-        self.http_port = held.getsockname()[1]
-        return held
+        self.http_port = self.http_port or free_port()
+        return _hold(self.http_port, "--port", self.http_host)
 
     def _start_broker(self) -> Process:
         before = self.broker
@@ -263,7 +262,7 @@ def _lock(state_dir: Path) -> IO[str]:
 
 
 def _hold(port: int, option: str, host: str = "127.0.0.1") -> socket.socket:
-    """Listen on a port, 0 for a free one, so that nobody else gets it; raise SupervisorError."""
+    """Listen on a port, so that nobody else gets it; raise SupervisorError."""
     held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -8,9 +8,11 @@ so both refuse any address but loopback; a fleet on a network brings its own bro
 has clean start set; the receipts of the bridge make both harmless.
 """
 
+import contextlib
 import getpass
 import ipaddress
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -23,6 +25,10 @@ from typing import Literal
 
 Kind = Literal["mosquitto", "iotcore"]
 
+PORTS = range(
+    20_000, 32_000
+)  # Linux gives those above to connections, which could take one while it is unused
+TRIES_MAX = 100
 READY_S = 10.0  # a broker accepts connections within 0.1 s; a loaded two-core machine gets a hundredfold
 STOP_S = 5.0  # mosquitto writes its database on SIGTERM; after this it is killed
 POLL_S = 0.02
@@ -76,8 +82,11 @@ class Broker:
                 "there is no broker here: install mosquitto, or iotcore with: pip install 'fedfleet[server]'"
             )
         state_dir.mkdir(parents=True, exist_ok=True)
-        port = _claim(host, port)
-        port_v311 = port if chosen == "mosquitto" else _claim(host, port_v311, taken=port)
+        port = _claim(host, port) if port else free_port(host)
+        if chosen == "mosquitto":
+            port_v311 = port
+        else:
+            port_v311 = _claim(host, port_v311) if port_v311 else free_port(host, taken=port)
         config = state_dir / ("mosquitto.conf" if chosen == "mosquitto" else "iotcore.toml")
         if chosen == "mosquitto":
             config.write_text(_mosquitto_config(host, port, state_dir))
@@ -136,9 +145,13 @@ def find_mosquitto() -> str | None:
     return shutil.which("mosquitto") or shutil.which(_DEBIAN_MOSQUITTO)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on at this moment."""
-    return _claim(host, 0)
+def free_port(host: str = "127.0.0.1", *, taken: int = 0) -> int:
+    """A TCP port other than `taken` that nobody listens on at this moment; raise BrokerError when there is none."""
+    for port in random.SystemRandom().sample(PORTS, TRIES_MAX):
+        with contextlib.suppress(BrokerError):
+            if port != taken:
+                return _claim(host, port)
+    raise BrokerError(f"no free port on {host} among {TRIES_MAX} tried from {PORTS[0]} on: name one")
 
 
 def _check_loopback(host: str) -> None:
@@ -153,8 +166,8 @@ def _check_loopback(host: str) -> None:
         )
 
 
-def _claim(host: str, port: int, taken: int = 0) -> int:
-    """Check that `port` is free, or find a free one other than `taken`."""
+def _claim(host: str, port: int) -> int:
+    """The port itself when it is free; raise BrokerError when not."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -165,8 +178,7 @@ def _claim(host: str, port: int, taken: int = 0) -> int:
                 f"port {port} on {host} is not free ({error.strerror}): "
                 "stop the program that listens there, or choose another port"
             ) from error
-        claimed = int(probe.getsockname()[1])
-    return claimed if claimed != taken else _claim(host, 0, taken)
+    return port
 
 
 def _accepts(host: str, port: int) -> bool:

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from broker_bridge.broker import free_port
+
 PIECE_BYTES = (
     256  # forwarded at a time where a rate is set, so that an update's bytes are spread over its time
 )
@@ -50,7 +52,7 @@ class Proxy:
         self._plan = iter(plan)
         self._routes = set()
         self._loop = asyncio.new_event_loop()
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", free_port()))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         self.port = listener.getsockname()[1]
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

@@ -64,6 +64,13 @@ def test_free_port_is_free(tmp_path: Path) -> None:
     broker.stop()
 
 
+def test_a_free_port_is_none_that_a_connection_could_be_given() -> None:
+    """A port that waits for its owner is not taken by a client's end of a connection meanwhile."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+    assert all(free_port() < lowest for _ in range(20))
+
+
 def test_a_machine_without_any_broker_is_told_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
