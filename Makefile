@@ -33,7 +33,7 @@ demo: $(VENV)/demo
 # A developer without the network gets the other tests, and the reason; CI has to run them all.
 test: system-packages check
 	@$(BIN)/python -m tests.pi.root || [ -z "$$CI" ]
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # PyTorch is what gradients are compared with; it is several GB with CUDA, so elsewhere those tests are skipped.
 ifdef CI

@@ -9,7 +9,26 @@ import pytest
 
 from broker_bridge.broker import Broker, find_mosquitto
 
+TESTS = Path(__file__).parent
+# Directories whose tests start processes: those of one are never beside each other, and the longest come first.
+ONE_BY_ONE = ("chaos", "soak", "e2e", "browser", "conformance", "pi")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import ONNX Runtime themselves (edge_client/runtime.py)
+
+
+def pytest_collection_modifyitems(items):
+    """Under `pytest -n 2 --dist loadgroup` a directory of ONE_BY_ONE is one worker's; other tests are anybody's.
+
+    pytest-randomly comes before this, so its order stays within a directory.
+    """
+
+    def turn(item):
+        directory = item.path.relative_to(TESTS).parts[0]
+        return ONE_BY_ONE.index(directory) if directory in ONE_BY_ONE else len(ONE_BY_ONE)
+
+    items.sort(key=turn)
+    for item in items:
+        for directory in ONE_BY_ONE[turn(item) :][:1]:
+            item.add_marker(pytest.mark.xdist_group(directory))
 
 
 @pytest.fixture(params=["mosquitto", "iotcore"])

@@ -171,7 +171,8 @@ def test_every_key_of_a_simulation_is_documented():
 
 def test_every_test_that_a_promise_names_exists():
     """A promise whose test was renamed or removed fails here."""
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    promises = "".join((ROOT / name).read_text() for name in ("README.md", "docs/reliability.md"))
+    named = set(re.findall(r"`(test_\w+)`", promises))
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) >= 30
     assert [name for name in sorted(named) if f"def {name}(" not in sources] == []

@@ -140,7 +140,7 @@ class Peer:
             properties = Properties(PacketTypes.PUBLISH)
             properties.MessageExpiryInterval = expiry_s
         info = self.client.publish(topic, payload, 1, retain, properties)
-        assert info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        assert info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS, f"{info.rc!r}, ended: {list(self.ended.queue)}"
         with self._news:
             assert self._news.wait_for(lambda: info.mid in self._acked, WAIT_S), f"no PUBACK for {topic}"
             return self._acked.pop(info.mid)
