@@ -9,7 +9,7 @@ from aggregator.sdk import calls
 from aggregator.sdk.calls import Listing, Record
 from aggregator.sdk.events import Event
 from aggregator.sdk.job import WATCH_S
-from aggregator.sdk.models import Model, bundle_of, end_of
+from aggregator.sdk.models import Model, bundle_of, fields_of
 from aggregator.sdk.wire import AsyncWire
 
 
@@ -47,13 +47,11 @@ class AsyncFleet:
         **spec: Any,
     ) -> "AsyncJob":
         """As `Fleet.federate`; the model is compiled in a thread."""
+        fields = fields_of({"name": name, "dataset": dataset, "strategy": strategy, **spec}, target)
         options = compile_options or {}
         bundle = await asyncio.to_thread(
             bundle_of, model, name=name, loss=loss, example=example, options=options
         )
-        fields = {"name": name, "dataset": dataset, "strategy": strategy, **spec}
-        if target is not None:
-            fields["end"] = {**spec.get("end", {}), **end_of(target)}
         if testset is not None:
             fields["testset"] = await self._wire.do(calls.upload("/testsets", testset))
         return await self.start({**fields, "bundle": await self.upload(bundle)})

@@ -9,7 +9,7 @@ from aggregator.sdk import calls
 from aggregator.sdk.calls import Listing, Record
 from aggregator.sdk.events import Event
 from aggregator.sdk.job import Job
-from aggregator.sdk.models import bundle_of, end_of
+from aggregator.sdk.models import bundle_of, fields_of
 from aggregator.sdk.wire import Wire
 
 if TYPE_CHECKING:
@@ -94,10 +94,8 @@ class Fleet:
         server evaluates versions on. `spec` are further fields of a job, such as `buffer_size=8` or
         `training={"steps": 50}`.
         """
+        fields = fields_of({"name": name, "dataset": dataset, "strategy": strategy, **spec}, target)
         bundle = bundle_of(model, name=name, loss=loss, example=example, options=compile_options or {})
-        fields = {"name": name, "dataset": dataset, "strategy": strategy, **spec}
-        if target is not None:
-            fields["end"] = {**spec.get("end", {}), **end_of(target)}
         if testset is not None:
             fields["testset"] = self.upload_testset(testset)
         return self.start({**fields, "bundle": self.upload(bundle)})

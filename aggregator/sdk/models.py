@@ -17,6 +17,12 @@ TARGETS = {
     "patience": "patience",
 }
 
+# Options of compile_training; `name` and `optimizer` are fields of a job as well.
+COMPILED = frozenset({
+    "output", "shape", "class_weights", "threshold_share", "momentum", "weight_decay", "proximal", "clip_norm",
+    "learning_rate", "trainable", "quantize", "batch_norm", "batch_size", "n_classes", "normalize", "axes",
+})  # fmt: skip
+
 
 class Model:
     """A trained model: `bytes(model)` or `model.data` is an ONNX file, made of `version` in format `kind`."""
@@ -90,12 +96,21 @@ def bundle_of(model: Any, *, name: str, loss: str | None, example: Any, options:
         raise FleetError("bad_model", f"compile_options: {error}") from error
 
 
-def end_of(target: Record | None) -> Record:
-    """The `end` of a job spec: `accuracy`, `loss`, `versions`, `deadline_s`, `patience`; raise FleetError."""
+def fields_of(spec: Record, target: Record | None) -> Record:
+    """The fields of a job, whose `end` `target` adds to; raise FleetError (`bad_argument`).
+
+    `target` has any of `accuracy`, `loss`, `versions`, `deadline_s` and `patience`.
+    """
+    for name in sorted(COMPILED & spec.keys()):
+        raise FleetError(
+            "bad_argument",
+            f"{name} says how a model is compiled: give compile_options={{{name!r}: …}} instead",
+        )
     unknown = [name for name in target or {} if name not in TARGETS]
     if unknown:
         raise FleetError("bad_argument", f"target has no {unknown[0]!r}; it has: {', '.join(TARGETS)}")
-    return {TARGETS[name]: value for name, value in (target or {}).items()}
+    end = {TARGETS[name]: value for name, value in (target or {}).items()}
+    return {**spec, **({"end": {**spec.get("end", {}), **end}} if end else {})}
 
 
 def _is_torch(model: Any) -> bool:

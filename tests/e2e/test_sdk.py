@@ -1,6 +1,7 @@
 """The SDK against a real server: the synchronous and the asynchronous fleet, errors, events, a fleet on this machine."""
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import pytest
 
 from aggregator.sdk import AsyncFleet, Event, Fleet, FleetError, Shard, account, view
 from aggregator.sdk.events import Parser
+from aggregator.sdk.models import COMPILED
+from aggregator.spec import JobSpec
 from broker_bridge.broker import free_port
 from broker_bridge.ports import Kind
 from broker_bridge.records import EventRecord
 from edge_client.wire.messages import DeviceState, TaskStatus, encode
+from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
 from tests.e2e.conftest import until
 from tests.e2e.server import Aggregator, fedfleet, processes, small_bundle
@@ -116,6 +120,14 @@ def test_a_bundle_is_given_as_it_is(fleet, bundle, tmp_path):
         fleet.federate(bundle, name="x", dataset="d", target={"acuracy": 1})
     with pytest.raises(FleetError, match="compile_options"):
         fleet.federate(model(), name="x", dataset="d", compile_options={"colour": 3})
+    with pytest.raises(FleetError, match="axes says how a model is compiled: give compile_options"):
+        fleet.federate(model(), name="x", dataset="d", axes="channel,time")
+
+
+def test_every_option_of_the_compiler_is_known_to_the_sdk():
+    """An option that is given beside the fields of a job is told from a field that does not exist."""
+    options = set(inspect.signature(compile_training).parameters) - {"model", "loss"}
+    assert options - set(JobSpec.__struct_fields__) == COMPILED
 
 
 def test_refusals_are_exceptions_with_the_servers_reason(fleet, bundle):
