@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from broker_bridge import cells
 from broker_bridge.broker import Broker
 from broker_bridge.cells import BridgeCell, JobCell, VersionCell
-from broker_bridge.ports import Entry, Ports, open_ports
+from broker_bridge.ports import Entry, Kind, Ports, open_ports
 from edge_client.wire import messages, sparse, topics
 from edge_client.wire.messages import Receipt, ServiceState
 from edge_client.wire.topics import Uid
@@ -236,3 +236,8 @@ def tools() -> type:
         state = staticmethod(lambda payload: messages.decode(ServiceState, payload))
 
     return Tools
+
+
+def kinds(rig, device):
+    """Kinds of a device's verdicts in the log, events left out."""
+    return [e.kind for e in rig.entries(device) if e.kind is not Kind.EVENT]

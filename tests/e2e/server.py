@@ -183,3 +183,13 @@ def answers(client):
         return client.get("/health").is_success
     except httpx.TransportError:
         return False
+
+
+def start(up, bundle, name, *options, code=0):
+    """Start a job at the command line."""
+    return up.run("job", "start", "--bundle", bundle, "--name", name, "--dataset", "d", *options, code=code)
+
+
+def gone(directory):
+    """Wait until no process of a server in this directory is left."""
+    return until(lambda: not processes(directory), "no process of the server is left")

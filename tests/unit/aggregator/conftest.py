@@ -159,3 +159,8 @@ def drive(tmp_path: Path):
         asyncio.run(asyncio.wait_for(main(), WAIT_S))
 
     return run
+
+
+def same(some, others):
+    """Whether two sequences hold the same arrays."""
+    return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
