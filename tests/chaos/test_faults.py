@@ -51,7 +51,7 @@ def work(fleet, bundle, devices=DEVICES, **fields):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["cut", "hang"])
 def test_connections_that_break_in_the_middle_lose_nothing(make, bundle, kind):
-    """I1: TCP is cut inside packets, or half open, of devices and bridge alike: each update is folded exactly once."""
+    """I1, R-036: TCP is cut in packets, or half open, of devices and bridge alike: each update is folded exactly once."""
     struck = HANGS if kind == "hang" else None
     plans = [itertools.islice(faults(SEED + n, MEAN_BYTES, (kind,)), struck) for n in range(2)]
     fleet = make(line=functools.partial(Proxy, plan=plans[0]), trunk=functools.partial(Proxy, plan=plans[1]))

@@ -13,6 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 WAIT_S = 30.0  # deadline of a condition; each is met within a second on a quiet machine
+HANG_UP_S = 5.0
 WEEK_S = 7 * 24 * 3600
 ROOT = "fedfleet/1"
 NUMBERS = itertools.count()
@@ -174,10 +175,23 @@ class Peer:
         self.client._sock_close()
 
     def close(self):
-        """DISCONNECT, when it still can."""
+        """DISCONNECT, when it still can, and wait until the broker has hung up (R-036)."""
+        line = self._line()
         self.client.disconnect()
         self.client.loop_stop()
         self.client._sock_close()
+        if line is not None:
+            with line, contextlib.suppress(OSError):  # a broker that is stopped does not hang up
+                line.settimeout(HANG_UP_S)
+                while line.recv(4096):
+                    pass
+
+    def _line(self):
+        """The connection by a descriptor of our own, None when it is gone."""
+        try:
+            return self.client.socket().dup()
+        except (AttributeError, OSError):
+            return None
 
 
 def _taken(box, what):

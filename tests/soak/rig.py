@@ -1,7 +1,6 @@
 """A server of which parts are killed by a seed, and the audit of its files against the devices' own ledger."""
 
 import asyncio
-import itertools
 import os
 import random
 import signal
@@ -10,25 +9,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import msgspec
-import numpy as np
-
 from aggregator import sdk
-from aggregator.buffer import Buffer
-from aggregator.commit import advance, mean_update
-from aggregator.fold import Fold
-from aggregator.hidden import follow
 from aggregator.restarts import Restarts
 from aggregator.supervise import Supervisor
-from aggregator.versions import load_manifest, load_state
-from broker_bridge import cells
 from broker_bridge.ports import REMEMBERED, Kind
 from broker_bridge.ports.open import open_ports
 from broker_bridge.ports.types import split
-from edge_client.wire import grid, sparse
-from edge_client.wire.topics import Uid
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
+from tests.replay import replay
 from tests.soak.devices import JOB, Swarm
 from tests.witness import Witness
 
@@ -149,71 +138,20 @@ class Rig:
         assert all(marks[uid][3].digest == digest for uid, digest in digests.items()), (
             "other bytes than were sent"
         )
-        versions = asyncio.run(self._replay({uid: marks[uid][:2] for uid in updates}))
+        places = {marks[uid][:2]: (uid, self.swarm.produced[uid]) for uid in updates}
+        versions = asyncio.run(self._replay(places))
         return {
             "produced": len(digests), "accepted": len(accepted), "rejected": len(digests) - len(accepted),
             "versions": versions, "receipts": self.swarm.receipts, "lost": len(lost), "folded_twice": 0,
             "kills": dict(self.killed), "codes": Counter(c for seen in final.values() for _, c in seen if c),
         }  # fmt: skip
 
-    async def _replay(self, places):
-        """Fold the devices' own frames again, version by version: each model must come out to the last bit."""
+    async def _replay(self, updates):
         ports = open_ports(f"sqlite:///{self.directory / 'server' / 'fleet.db'}")
         try:
-            _, value = await ports.heads.load(cells.version_key(JOB))
-            manifest = await load_manifest(
-                ports.blobs, msgspec.json.decode(value, type=cells.VersionCell).manifest
-            )
-            chain = [manifest]
-            while chain[-1].parent:
-                chain.append(await load_manifest(ports.blobs, chain[-1].parent))
-            chain.reverse()
-            assert [m.version for m in chain] == list(range(len(chain))), "the chain of versions has a gap"
-            state = await load_state(ports.blobs, chain[0], self.bundle.sizes)
+            return await replay(ports, JOB, self.bundle, updates)
         finally:
             await ports.close()
-        by_partition = {}
-        for uid, (partition, offset) in places.items():
-            by_partition.setdefault(partition, {})[offset] = uid
-        folded, reached = set(), {}
-        for before, manifest in itertools.pairwise(chain):
-            uids = self._included(manifest, by_partition, reached)
-            assert not folded & set(uids), "an update is in two versions"
-            folded |= set(uids)
-            state = self._next(before, manifest, state, uids)
-        assert folded == set(places), f"{len(set(places) - folded)} accepted updates are in no version"
-        return len(chain) - 1
-
-    def _included(self, manifest, by_partition, reached):
-        uids = []
-        for partition, (after, upto) in sorted(manifest.included.items()):
-            assert after >= reached.get(partition, 0), "the ranges of two versions overlap"
-            reached[partition] = upto
-            own = by_partition.get(partition, {})
-            uids += [own[offset] for offset in range(after + 1, upto + 1) if offset in own]
-        return uids
-
-    def _next(self, before, manifest, state, uids):
-        bundle = self.bundle
-        sizes = np.array([t.size for t in bundle.tensors])
-        fold = Fold(bundle.sizes, "uniform")
-        buffer = Buffer(fold, before.bounds, sizes)
-        for uid in uids:
-            frame = self.swarm.produced[uid]
-            update = sparse.decode(frame, bundle.sizes, len(bundle.statistics))
-            buffer.add(Uid.parse(uid).device, update, frame, wire_bytes=0, at=0.0)
-        assert {base: bucket.count for base, bucket in fold.buckets.items()} == manifest.bases
-        steps, statistics = [t.step_exp for t in bundle.table], len(bundle.statistics)
-        step = np.zeros(sum(bundle.sizes))
-        if uids:
-            step = mean_update(fold, manifest.weights, statistics=int(sum(bundle.sizes) - sizes.sum()))
-            step[: sizes.sum()] *= manifest.server_lr
-        exact = advance(state.exact(), steps, step)
-        after = follow(exact, state.model, steps, manifest.downlink_density, statistics=statistics)
-        assert grid.model_hash(after.model).hex() == manifest.model_hash, (
-            f"version {manifest.version} is another model"
-        )
-        return after
 
     def _tend(self):
         while not self._ended.wait(0.02):
