@@ -134,7 +134,9 @@ async def _job(name: str, heads: dict[str, bytes], blobs: audit.StoredBlobs) -> 
     record = decode_head(SPEC_PREFIX + name, heads[SPEC_PREFIX + name], JobRecord)
     if record.state == "deleted":
         return "deleted; its name stays taken"
-    await _need(blobs, record.bundle.digest, "its bundle")
+    await _need(
+        blobs, record.bundle.digest, "its bundle", "; upload the same again, then start the server again"
+    )
     key = cells.version_key(name)
     if key not in heads:
         return f"{record.state}, without a version yet"
@@ -160,11 +162,11 @@ async def _job(name: str, heads: dict[str, bytes], blobs: audit.StoredBlobs) -> 
     return f"{record.state}, versions 0 to {newest.version} in one chain{lost}"
 
 
-async def _need(blobs: audit.StoredBlobs, digest: str, what: str) -> None:
+async def _need(blobs: audit.StoredBlobs, digest: str, what: str, remedy: str = "") -> None:
     try:
         await blobs.get(Digest(digest))
     except (MissingBlob, CorruptBlob) as error:
-        raise CorruptStateError(f"{what}: {error}") from error
+        raise CorruptStateError(f"{what}: {error}{remedy}") from error
 
 
 def _log(connection: sqlite3.Connection) -> Iterator[Finding]:

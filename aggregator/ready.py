@@ -1,6 +1,7 @@
 """Waits until a server that a supervisor started answers."""
 
 import time
+from typing import Any
 
 from aggregator.sdk import Fleet, FleetError
 from aggregator.supervise import POLL_S, Supervisor, SupervisorError
@@ -8,13 +9,13 @@ from aggregator.supervise import POLL_S, Supervisor, SupervisorError
 READY_S = 30.0  # a cold start with 1 000 versions takes seconds; a loaded small machine ten times that
 
 
-def wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
-    """Tend the processes until the API answers or a signal came; raise SupervisorError."""
+def wait_ready(supervisor: Supervisor, signals: list[int]) -> dict[str, Any]:
+    """Tend the processes until the API answers, and return its health, or a signal came; raise SupervisorError."""
     deadline = time.monotonic() + READY_S
     with Fleet(supervisor.url) as fleet:
         while not signals:
             try:
-                fleet.health()
+                return fleet.health()
             except FleetError as error:
                 lost = supervisor.hopeless()
                 if lost is not None:
@@ -26,7 +27,6 @@ def wait_ready(supervisor: Supervisor, signals: list[int]) -> None:
                         f"the aggregator did not answer in {READY_S:g} s; its log is "
                         f"{supervisor.state_dir / 'aggregator.log'} ({error})"
                     ) from error
-            else:
-                return
             supervisor.tend()
             time.sleep(POLL_S)
+    return {}

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import hashlib
+import re
 import time
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from aggregator import testset
 from aggregator.errors import NotFoundError, RefusedError
@@ -22,6 +24,9 @@ from firmware_tools.errors import ToolError
 from firmware_tools.inspect import inspect
 
 BUNDLE_PREFIX = "bundle/"
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+log = structlog.get_logger()
 
 
 class BundleRecord(msgspec.Struct, frozen=True):
@@ -44,7 +49,7 @@ class BundleShelf:
 
     async def add(self, data: bytes) -> tuple[Bundle, str]:
         """Check and store a bundle, return it and its digest; raise RefusedError (`bad_bundle`)."""
-        path = self._cache / f"{hashlib.sha256(data).hexdigest()}.bundle"
+        path = self._copy_of(hashlib.sha256(data).hexdigest())
         _copy(path, data)
         try:
             await asyncio.to_thread(
@@ -79,23 +84,41 @@ class BundleShelf:
             raise NotFoundError(f"there is no bundle {digest[:80]!r}")
         await self._ports.heads.drop(key, revision)
         await self._ports.blobs.delete(Digest(digest))
-        (self._cache / f"{digest}.bundle").unlink(missing_ok=True)
+        self._copy_of(digest).unlink(missing_ok=True)
 
     async def open(self, digest: str) -> tuple[Bundle, BlobRef]:
         """Open a stored bundle; raise NotFoundError."""
         try:
             data = await self._ports.blobs.get(Digest(digest))
         except (MissingBlob, CorruptBlob) as error:
-            raise NotFoundError(f"there is no bundle {digest[:80]!r}; upload it first") from error
-        path = (
-            self._cache / f"{digest}.bundle"
-        )  # a blob has this digest, so it is one and names no other file
+            copy = await self._again(digest)
+            if copy is None:
+                raise NotFoundError(f"there is no bundle {digest[:80]!r}; upload it first") from error
+            log.error("bundle.damaged", error=str(error), mended=True)  # noqa: TRY400 - the message says what
+            data = copy
+        path = self._copy_of(digest)  # something has this digest, so it is one and names no other file
         _copy(path, data)
         try:
             return open_bundle(path), BlobRef(digest, len(data))
         except BundleError as error:
             path.unlink()
             raise NotFoundError(f"{digest[:12]} is stored, but is not a bundle") from error
+
+    async def _again(self, digest: str) -> bytes | None:
+        """Store a bundle again of which there is a sound copy, and return it."""
+        if _DIGEST.fullmatch(digest) is None:
+            return None
+        try:
+            data = self._copy_of(digest).read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data).hexdigest() != digest:
+            return None
+        await self._ports.blobs.put(data)
+        return data
+
+    def _copy_of(self, digest: str) -> Path:
+        return self._cache / f"{digest}.bundle"
 
     async def add_testset(self, data: bytes) -> str:
         """Check and store a test set, return its digest; raise RefusedError (`bad_testset`)."""

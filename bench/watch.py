@@ -63,7 +63,7 @@ def fold(number: int, versions: int) -> dict:
         budget = Budget(plan.STEPS * plan.BUFFER_SIZE, versions)
         row["centralised"] = 100 * baselines.centralised(bundle, shards, unseen, budget, number).accuracy
         each = Budget(plan.STEPS * plan.BUFFER_SIZE // len(shards), versions)
-        alone = baselines.local_only(bundle, shards, unseen, each, number, advance=lambda: None)
+        alone = list(baselines.local_only(bundle, shards, unseen, each, number))
         row["local_only"] = 100 * statistics.fmean(result.accuracy for result in alone)
     return row
 

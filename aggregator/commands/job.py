@@ -107,7 +107,8 @@ def list_jobs(*, fleet: Fleet, watch: bool, as_json: bool) -> None:
 
 def _all(fleet: Fleet) -> Table | str:
     jobs = [job.facts for job in fleet.jobs()]
-    if not jobs:
+    damaged = fleet.health().get("damaged", [])  # a server with tokens tells it to those who have one
+    if not jobs and not damaged:
         return "no jobs yet; start one with: fedfleet job start"
     table = Table("job", "state", "version", "hold-out", "updates", "training", "reason")
     for found in jobs:
@@ -120,6 +121,8 @@ def _all(fleet: Fleet) -> Table | str:
             str(found["training"]),
             found["reason"],
         )
+    for name in damaged:
+        table.add_row(name, "damaged", "", "", "", "", "cannot be loaded; fedfleet doctor says why")
     return table
 
 

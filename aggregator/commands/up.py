@@ -59,9 +59,12 @@ def up(state_dir: Path, host: str, port: int, mqtt_port: int, broker: str, *, as
         supervisor = Supervisor(state_dir, port, mqtt_port, broker, http_host=host)
         try:
             supervisor.start()
-            wait_ready(supervisor, signals)
+            health = wait_ready(supervisor, signals)
             if not signals:
                 _say(supervisor, as_json=as_json)
+            for name in health.get("damaged", []):
+                doctor = f"fedfleet doctor --state-dir {state_dir}"
+                click.echo(f"job {name} cannot be loaded; what is damaged, says: {doctor}", err=True)
             while not signals:
                 supervisor.tend()
                 time.sleep(POLL_S)

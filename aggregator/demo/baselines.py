@@ -4,7 +4,7 @@ Same network, optimiser, learning rate, step budget, hold-outs and stopping rule
 looked at once, when training is over and the version is chosen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,12 @@ from aggregator.history import SMOOTHING_VERSIONS
 from aggregator.holdout import score
 from edge_client.samples import batches, split
 from edge_client.training import TrainingSession
+
+Look = Callable[[], None]
+
+
+def _go_on() -> None:
+    """Nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,19 @@ def split_shards(shards: Sequence[Shard]) -> Split:
     )
 
 
-def train(session: TrainingSession, part: Split, unseen: Shard, budget: Budget, seed: int) -> Baseline:
-    """Train until the hold-out stops improving or the budget is spent; `session` must be fresh."""
+def train(
+    session: TrainingSession, part: Split, unseen: Shard, budget: Budget, *, seed: int, look: Look
+) -> Baseline:
+    """Train until the hold-out stops improving or the budget is spent; `session` must be fresh.
+
+    `look` is called before each part of it, and may raise to end it.
+    """
     chosen = batches(np.arange(len(part.y)), BATCH_SIZE, np.random.default_rng(seed))
     scores: list[float] = []
     smoothed: list[float | None] = []
     best, best_params, steps = -1.0, session.params, 0
     for _ in range(budget.looks_max):
+        look()
         for _ in range(budget.steps_per_look):
             rows = next(chosen)
             session.step(part.x[rows], part.y[rows], LEARNING_RATE)
@@ -70,9 +82,11 @@ def train(session: TrainingSession, part: Split, unseen: Shard, budget: Budget, 
     return Baseline(score(session.evaluate(unseen.x, unseen.y)), steps)
 
 
-def centralised(bundle: Path, shards: Sequence[Shard], unseen: Shard, budget: Budget, seed: int) -> Baseline:
+def centralised(
+    bundle: Path, shards: Sequence[Shard], unseen: Shard, budget: Budget, seed: int, *, look: Look = _go_on
+) -> Baseline:
     """One model on all devices' data."""
-    return train(TrainingSession(bundle), split_shards(shards), unseen, budget, seed)
+    return train(TrainingSession(bundle), split_shards(shards), unseen, budget, seed=seed, look=look)
 
 
 def local_only(
@@ -82,11 +96,10 @@ def local_only(
     budget: Budget,
     seed: int,
     *,
-    advance: Callable[[], None],
-) -> list[Baseline]:
-    """One model a device on its own data; `advance` is called after each."""
-    results = []
+    look: Look = _go_on,
+) -> Iterator[Baseline]:
+    """One model a device on its own data, one after the other."""
     for index, shard in enumerate(shards):
-        results.append(train(TrainingSession(bundle), split_shards([shard]), unseen, budget, seed + index))
-        advance()
-    return results
+        yield train(
+            TrainingSession(bundle), split_shards([shard]), unseen, budget, seed=seed + index, look=look
+        )

@@ -122,7 +122,7 @@ def _run(console: Console, directory: Path, broker: str, signals: list[int]) -> 
     finally:
         supervisor.stop()
     (directory / "exercise-int8.onnx").write_bytes(int8)
-    local, central = _baselines(console, bundle, shards, unseen)
+    local, central = _baselines(console, bundle, shards, unseen, signals)
     updates = sum(version["updates"] for version in versions)
     return report.Result(
         local_only=local,
@@ -183,13 +183,29 @@ def _workspaces(look: Look) -> int:
 
 
 def _baselines(
-    console: Console, bundle: Path, shards: list[data.Shard], unseen: data.Shard
+    console: Console, bundle: Path, shards: list[data.Shard], unseen: data.Shard, signals: list[int]
 ) -> tuple[float, float]:
+    """Mean accuracy of each device alone, and that of all data in one place."""
+    local: list[float] = []
+    line_due = time.monotonic() + LINE_S
+
+    def look() -> None:
+        nonlocal line_due
+        if signals:
+            raise DemoError(STOPPED)
+        if not console.is_terminal and time.monotonic() >= line_due:
+            what = (
+                f"device {len(local) + 1} of {len(shards)} alone" if len(local) < len(shards) else "all data"
+            )
+            console.print(f"to compare with, training on {what} …")
+            line_due = time.monotonic() + LINE_S
+
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("local-only and centralised training", total=2 * len(shards))
-        local = baselines.local_only(
-            bundle, shards, unseen, plan.local(len(shards)), plan.SEED, advance=lambda: progress.advance(task)
-        )
-        central = baselines.centralised(bundle, shards, unseen, plan.centralised(), plan.SEED)
+        alone = baselines.local_only(bundle, shards, unseen, plan.local(len(shards)), plan.SEED, look=look)
+        for result in alone:
+            local.append(result.accuracy)
+            progress.advance(task)
+        central = baselines.centralised(bundle, shards, unseen, plan.centralised(), plan.SEED, look=look)
         progress.advance(task, len(shards))
-    return float(np.mean([result.accuracy for result in local])), central.accuracy
+    return float(np.mean(local)), central.accuracy

@@ -47,7 +47,9 @@ class AsyncFleet:
         **spec: Any,
     ) -> "AsyncJob":
         """As `Fleet.federate`; the model is compiled in a thread."""
-        fields = fields_of({"name": name, "dataset": dataset, "strategy": strategy, **spec}, target)
+        fields = fields_of(
+            {"name": name, "dataset": dataset, "strategy": strategy, **spec}, target, compile_options
+        )
         options = compile_options or {}
         bundle = await asyncio.to_thread(
             bundle_of, model, name=name, loss=loss, example=example, options=options

@@ -3,8 +3,9 @@
 The synchronous and the asynchronous client send the same calls.
 """
 
+import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote
@@ -97,8 +98,26 @@ def get(path: str) -> Call[Record]:
 
 def post(path: str, body: Any = None, *, etag: str | None = None) -> Call[Record]:
     """Change something; sent again after a lost answer it has the effect of once."""
+    body = plain(body)
     headers = {"Idempotency-Key": uuid.uuid4().hex} | ({} if etag is None else {"If-Match": etag})
     return Call("POST", path, record, body=body, headers=headers)
+
+
+def plain(value: Any, where: str = "the request") -> Any:
+    """A value as JSON has it, numbers of numpy as numbers; raise FleetError (`bad_argument`) for what it cannot say."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, where) for item in value]
+    if isinstance(value, str | int | None):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
+        return plain(value.item(), where)
+    raise FleetError(
+        "bad_argument", f"{where} is {value!r:.80}; give a finite number, a text, a list or a dict"
+    )
 
 
 def delete(path: str) -> Call[None]:

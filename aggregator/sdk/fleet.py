@@ -94,7 +94,9 @@ class Fleet:
         server evaluates versions on. `spec` are further fields of a job, such as `buffer_size=8` or
         `training={"steps": 50}`.
         """
-        fields = fields_of({"name": name, "dataset": dataset, "strategy": strategy, **spec}, target)
+        fields = fields_of(
+            {"name": name, "dataset": dataset, "strategy": strategy, **spec}, target, compile_options
+        )
         bundle = bundle_of(model, name=name, loss=loss, example=example, options=compile_options or {})
         if testset is not None:
             fields["testset"] = self.upload_testset(testset)

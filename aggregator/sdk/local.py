@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aggregator.sdk.errors import FleetError
+from edge_client.wire.errors import LocalWireError
+from edge_client.wire.topics import check_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +55,8 @@ class Local:
             raise FleetError("bad_argument", f"data is {data!r}; give 'watch' or a Shard for each device")
         if not 1 <= devices <= DEVICES_MAX:
             raise FleetError("bad_argument", f"{devices} devices; a local fleet has 1 to {DEVICES_MAX}")
+        if not isinstance(data, str):
+            _check(data, dataset)
         self.directory = Path(tempfile.mkdtemp(prefix="fedfleet-local-"))
         self._processes: list[Process] = []
         self._end = weakref.finalize(self, _end, self._processes, self.directory)
@@ -84,8 +88,6 @@ class Local:
     def _own(self, shards: Sequence[Shard], dataset: str) -> dict[str, str]:
         import numpy as np  # noqa: PLC0415 - who gives arrays has loaded it
 
-        if not 1 <= len(shards) <= DEVICES_MAX:
-            raise FleetError("bad_argument", f"{len(shards)} shards; a local fleet has 1 to {DEVICES_MAX}")
         facts = {"shape": list(np.shape(shards[0].x)[1:]), **_answers([shard.y for shard in shards])}
         tables = {}
         for number, shard in enumerate(shards, 1):
@@ -131,6 +133,43 @@ class Local:
             )
         self._processes.append(process)
         return process
+
+
+def _check(shards: Sequence[Shard], dataset: str) -> None:
+    """Raise FleetError (`bad_argument`) for what a device would refuse, on which a job would wait in vain."""
+    import numpy as np  # noqa: PLC0415 - who gives arrays has loaded it
+
+    try:
+        check_id(dataset, "dataset")
+    except LocalWireError as error:
+        raise FleetError("bad_argument", str(error)) from error
+    if not 1 <= len(shards) <= DEVICES_MAX:
+        raise FleetError("bad_argument", f"{len(shards)} shards; a local fleet has 1 to {DEVICES_MAX}")
+    shapes = set()
+    for number, shard in enumerate(shards):
+        problem = _problem(shard)
+        if problem:
+            raise FleetError("bad_argument", f"data[{number}] {problem}")
+        shapes.add(np.shape(shard.x)[1:])
+    if len(shapes) > 1:
+        raise FleetError("bad_argument", f"samples of data have several shapes: {sorted(shapes)}")
+
+
+def _problem(shard: Any) -> str:
+    """Why a device could not use it, "" when it can."""
+    import numpy as np  # noqa: PLC0415 - who gives arrays has loaded it
+
+    if not isinstance(shard, Shard):
+        return f"is of type {type(shard).__name__}; give Shard(x, y)"
+    for name, values in (("x", shard.x), ("y", shard.y)):
+        array = np.asarray(0 if values is None and name == "y" else values)
+        if array.dtype.kind not in "biuf":
+            return f"has {name} of {array.dtype}; give numbers"
+        if not np.isfinite(array).all():
+            return f"has {name} that is not finite everywhere"
+    if shard.y is not None and len(shard.x) != len(shard.y):
+        return f"has {len(shard.x)} samples in x and {len(shard.y)} in y"
+    return ""
 
 
 def _answers(ys: "list[npt.NDArray[Any] | None]") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,16 @@ class Model:
         return f"<Model version {self.version}, {self.kind}, {len(self.data):,} B>"
 
     def save(self, path: str | Path) -> Path:
-        """Write the ONNX file whole or not at all, and return its path."""
+        """Write the ONNX file whole or not at all, and return its path; raise FleetError (`bad_argument`)."""
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         try:
             part.write_bytes(self.data)
             part.replace(path)
-        except BaseException:
+        except OSError as error:
+            raise FleetError("bad_argument", f"{path} cannot be written: {error.strerror}") from error
+        finally:
             part.unlink(missing_ok=True)
-            raise
         return path
 
 
@@ -81,8 +83,8 @@ def bundle_of(model: Any, *, name: str, loss: str | None, example: Any, options:
     elif not isinstance(model, str | Path) and not hasattr(model, "graph"):
         raise FleetError(
             "bad_model",
-            f"a {type(model).__name__} is no model: give an ONNX file or ModelProto, a torch module with an example, "
-            "or a bundle",
+            f"{type(model).__name__} is no type of a model: give an ONNX file or ModelProto, "
+            "a torch module with an example, or a bundle",
         )
     from firmware_tools.compiler import compile_training  # noqa: PLC0415 - onnx is slow to load
     from firmware_tools.errors import ToolError  # noqa: PLC0415
@@ -96,11 +98,14 @@ def bundle_of(model: Any, *, name: str, loss: str | None, example: Any, options:
         raise FleetError("bad_model", f"compile_options: {error}") from error
 
 
-def fields_of(spec: Record, target: Record | None) -> Record:
+def fields_of(spec: Record, target: Record | None, options: Record | None) -> Record:
     """The fields of a job, whose `end` `target` adds to; raise FleetError (`bad_argument`).
 
     `target` has any of `accuracy`, `loss`, `versions`, `deadline_s` and `patience`.
     """
+    for what, value in (("target", target), ("compile_options", options)):
+        if value is not None and not isinstance(value, Mapping):
+            raise FleetError("bad_argument", f"{what} is {value!r:.80}; give a dict")
     for name in sorted(COMPILED & spec.keys()):
         raise FleetError(
             "bad_argument",

@@ -1,12 +1,15 @@
 """The demo, cut short: the whole of it with three versions instead of hundreds."""
 
 import json
+import signal
+from io import StringIO
 
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
-from aggregator.demo import data, plan, report
+from aggregator.demo import command, data, plan, report
 from aggregator.demo.command import demo
 from aggregator.demo.plan import Budget
 
@@ -43,6 +46,25 @@ def test_a_short_demo_runs_to_its_table_and_says_which_condition_failed(tmp_path
     assert found["bytes_up_dense"] == found["updates"] * 4 * 24_599
     model = ort.InferenceSession(tmp_path / "exercise-int8.onnx", providers=["CPUExecutionProvider"])
     assert model.get_inputs()[0].shape[1:] == [6, 100]
+
+
+def test_what_the_demo_compares_with_says_how_far_it_is_and_ends_at_a_signal(tmp_path, monkeypatch):
+    """Training for the baselines takes minutes: without a terminal it prints a line now and then, and it can be stopped."""
+    monkeypatch.setattr(command, "LINE_S", 0.0)
+    monkeypatch.setattr(plan, "local", lambda _: Budget(1, looks_max=2))
+    bundle, (shards, unseen) = plan.bundle().save(tmp_path / "exercise.bundle"), data.load()
+    signals, said = [], StringIO()
+
+    class Stopped(StringIO):
+        def write(self, text):
+            if "device 2 of 16" in text:
+                signals.append(signal.SIGTERM)
+            return said.write(text)
+
+    with pytest.raises(command.DemoError, match="stopped by a signal"):
+        command._baselines(Console(file=Stopped()), bundle, shards, unseen, signals)
+    assert "device 1 of 16 alone" in said.getvalue()
+    assert "device 3 of 16" not in said.getvalue()
 
 
 def test_the_recordings_are_checked_before_they_are_opened(tmp_path):

@@ -54,7 +54,6 @@ def test_every_answer_is_one_that_the_document_promises(server, mode):
             max_examples=EXAMPLES,
             derandomize=True,
             database=None,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         def check(case):

@@ -107,7 +107,7 @@ def test_a_bundle_is_given_as_it_is(fleet, bundle, tmp_path):
     assert len({job.facts["spec"]["bundle"] for job in jobs}) == 1
     (tmp_path / "text").write_text("no model")
     for given, words in (
-        (7, "int is no model"),
+        (7, "int is no type of a model"),
         (tmp_path / "none", "No such file"),
         (tmp_path / "text", "text"),
     ):
@@ -122,6 +122,24 @@ def test_a_bundle_is_given_as_it_is(fleet, bundle, tmp_path):
         fleet.federate(model(), name="x", dataset="d", compile_options={"colour": 3})
     with pytest.raises(FleetError, match="axes says how a model is compiled: give compile_options"):
         fleet.federate(model(), name="x", dataset="d", axes="channel,time")
+
+
+def test_what_json_cannot_say_is_named_and_numbers_of_numpy_are_numbers(fleet, bundle, tmp_path):
+    """A field that is no finite number and arguments of a wrong type are `bad_argument` before anything is sent."""
+    for arguments, words in (
+        ({"max_wait_s": float("nan")}, "max_wait_s is nan"),
+        ({"training": {"density": {1}}}, "density is {1}"),
+        ({"target": 3}, "target is 3; give a dict"),
+        ({"compile_options": "adam"}, "compile_options is 'adam'; give a dict"),
+    ):
+        with pytest.raises(FleetError, match=words) as error:
+            fleet.federate(bundle, name="x", dataset="d", **arguments)
+        assert error.value.code == "bad_argument"
+    job = fleet.federate(bundle, name="numpy", dataset="d", buffer_size=np.int64(2), norm_max=np.float32(50))
+    assert (job.facts["spec"]["buffer_size"], job.facts["spec"]["norm_max"]) == (2, 50)
+    with pytest.raises(FleetError, match="cannot be written: No such file") as error:
+        job.model().save(tmp_path / "none" / "x.onnx")
+    assert error.value.code == "bad_argument"
 
 
 def test_every_option_of_the_compiler_is_known_to_the_sdk():
@@ -348,6 +366,12 @@ def test_a_local_fleet_that_cannot_be_says_why(tmp_path, monkeypatch):
         ({"devices": 0}, "1 to 64"),
         ({"data": []}, "0 shards"),
         ({"data": [Shard(x), Shard(x, np.zeros(4, int))]}, "some have none"),
+        ({"data": [(x, None)]}, r"data\[0\] is of type tuple"),
+        ({"data": [Shard(x, np.zeros(3, int))]}, "4 samples in x and 3 in y"),
+        ({"data": [Shard(x * np.nan)]}, "has x that is not finite"),
+        ({"data": [Shard(x, np.array(["a"] * 4))]}, "has y of <U1"),
+        ({"data": [Shard(x), Shard(x[:, :1])]}, "several shapes"),
+        ({"data": [Shard(x)], "dataset": "My Data"}, "dataset 'My Data' is not valid"),
     ):
         with pytest.raises(FleetError, match=words) as error:
             Fleet.local(**arguments)

@@ -61,6 +61,28 @@ def test_a_server_goes_on_where_it_was(bundle, tmp_path):
         up.close()
 
 
+def test_a_job_that_cannot_be_loaded_is_named(bundle, tmp_path):
+    """A server whose job is damaged beyond help says so at its start and in the list of jobs, with what to do."""
+    up = Up(tmp_path / "state")
+    try:
+        start(up, bundle, "one")
+        assert up.interrupt() == 0, up.errors.read_text()
+        for path in (tmp_path / "state" / "blobs").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"damaged")
+
+        up = Up(tmp_path / "state")
+        until(lambda: "job one cannot be loaded" in up.errors.read_text(), "it is said")
+        assert "fedfleet doctor --state-dir" in up.errors.read_text()
+        listed = up.run("job", "list").stdout
+        assert ("one" in listed, "damaged" in listed) == (True, True)
+        doctor = fedfleet("doctor", "--state-dir", tmp_path / "state", code=1)
+        assert "PROBLEM  job one" in doctor.stdout
+        assert up.interrupt() == 0, up.errors.read_text()
+    finally:
+        up.close()
+
+
 def test_what_dies_is_started_again_and_named(tmp_path):
     """A killed aggregator and a killed broker come back on their ports, and stderr says that they died."""
     up = Up(tmp_path / "state", "--broker", "iotcore" if find_spec("iotcore") else "auto")

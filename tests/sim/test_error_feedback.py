@@ -175,4 +175,4 @@ class Link(RuleBasedStateMachine):
 
 
 TestErrorFeedback = Link.TestCase
-TestErrorFeedback.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestErrorFeedback.settings = settings(max_examples=60, stateful_step_count=40)

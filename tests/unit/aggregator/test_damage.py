@@ -56,6 +56,27 @@ def test_a_damaged_keyframe_is_made_again(drive, bundle):
     drive(body)
 
 
+def test_a_damaged_bundle_is_stored_again_from_its_copy(drive, bundle):
+    """A job whose bundle is damaged goes on from the copy that it is opened through, when that is sound."""
+
+    async def body(site):
+        job = await trained(site, bundle)
+        digest = job.bundle_ref.digest
+        spoil(site, digest)
+        after = await restarted(site)
+        assert (after.version, site.engine.store.damaged) == (2, {})
+        assert len(await site.ports.blobs.get(digest)) == job.bundle_ref.size
+
+        spoil(site, digest)
+        for copy in site.engine.shelf._cache.glob(f"{digest}*"):
+            copy.write_bytes(b"another")
+        with pytest.raises(KeyError):
+            await restarted(site)
+        assert list(site.engine.store.damaged) == ["job"]
+
+    drive(body)
+
+
 @pytest.mark.parametrize("kind", ["keyframe", "delta", "merged"])
 def test_a_blob_that_assignments_name_is_stored_again(drive, bundle, kind):
     """A model or delta that is damaged while the server runs comes back before devices ask for it in vain for long."""

@@ -91,6 +91,7 @@ def test_a_damaged_and_a_missing_blob_are_named_with_their_job(state, part):
     found = problems(folder)
     assert set(found) == {f"blob {digest[:12]}", "job job"}
     assert digest[:12] in found["job job"]
+    assert ("upload the same again" in found["job job"]) == (part == "bundle")
     assert path.exists()
     path.unlink()
     assert set(problems(folder)) == {"job job"}

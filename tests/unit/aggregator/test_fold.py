@@ -40,7 +40,7 @@ def folded(updates, weighting="uniform"):
     return fold
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.permutations(list(range(8))), st.sampled_from(["uniform", "samples"]))
 def test_order_does_not_change_a_buffer(order, weighting):
     """I2: the same updates in any order leave the same integer sums per base version."""
@@ -146,7 +146,7 @@ def test_grid_values_saturate_instead_of_wrapping():
     assert result[0][0] == (2**31 - 1) << FINE_BITS == EXACT_MAX
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.permutations(range(4)))
 def test_partial_sums_of_shards_add_up(shard_of, order):
     """I2: however updates are dealt to shards, and in whatever order the shards are put together, the sums are the same."""

@@ -49,7 +49,7 @@ async def model(bundle, fields, updates, *, restarts=(), repeats=()):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.lists(
         st.tuples(st.integers(0, 6), st.integers(0, 99), st.integers(0, 2)),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_random_gradients_agree_with_finite_differences(name, data):
     """Each input's gradient has its shape, and is the slope of the operator in random directions."""

@@ -357,7 +357,7 @@ def test_a_directory_that_is_missing_is_named(models, tmp_path):
         compile_training(models.mlp()).save(tmp_path / "none" / "m.bundle")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3))
 def test_damaged_bytes_never_surprise(tmp_path_factory, models, changes):
     """Whatever bytes of a model file change, it compiles or is refused with a CompileError."""

@@ -346,7 +346,7 @@ def test_gradient_equals_autograd(spec):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_random_gradients_equal_autograd(name, data):
     """Over random shapes, attributes and broadcasts, too, each value is PyTorch's."""
