@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from broker_bridge import broker as brokers
 from broker_bridge.broker import Broker, find_mosquitto
 
 TESTS = Path(__file__).parent
 # Directories whose tests start processes: those of one are never beside each other, and the longest come first.
 ONE_BY_ONE = ("chaos", "soak", "e2e", "browser", "conformance", "pi")
+# Workers of pytest-xdist choose among ports of their own: one that is chosen is not yet taken.
+_WORKER, _WORKERS = (
+    int(os.environ.get(f"PYTEST_XDIST_WORKER{what}", "1").strip("gw")) for what in ("", "_COUNT")
+)
+brokers.PORTS = brokers.PORTS[_WORKER % _WORKERS :: _WORKERS]
 settings.register_profile("fedfleet", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("fedfleet")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import ONNX Runtime themselves (edge_client/runtime.py)
