@@ -88,6 +88,7 @@ class Engine:
         self._dirty = False
         self._intake = Intake(self.fleet, self.jobs, self.store.records, self.marks, store.damaged)
         self._put_aside = {name: memo.jobs[name] for name in store.damaged if name in memo.jobs}
+        self._unread = store.damaged.keys() - memo.jobs.keys()
         await recall(self.journal, self.ports.log, self.cursor, dead)
         for job in self.jobs.values():
             job.leases.away(*self.marks.all_paused())  # the memo may be of before the pause
@@ -371,8 +372,11 @@ class Engine:
         await self._downlink.say(topics.end(device, name), JobEnd(job=name, reason=reason))
 
     async def _save_memo(self) -> None:
+        """Store a memo, but for when a damaged job's own was lost: once mended it needs the log read again."""
         now = self.clock()
         self._dirty = False
+        if self._unread:
+            return
         memo = Memo(
             offsets=dict(self.cursor),
             devices=self.fleet.devices,

@@ -336,6 +336,38 @@ def test_every_version_has_a_manifest_after_a_loss(drive, bundle):
     drive(body)
 
 
+def test_a_memo_lost_with_a_job_is_made_again_when_the_job_is_mended(drive, bundle):
+    """While a job is damaged of which no memo knows, none is written: the log is read again for that job as well."""
+
+    async def body(site):
+        job = await trained(site, bundle)
+        await site.evaluate("dev-1", 2, 0.75)
+        await site.step()
+        await site.engine._save_memo()
+        figures = views.job(site.engine, "job")["accuracy"]
+        assert figures == 0.75
+        _, value = await site.ports.heads.load(MEMO_KEY)
+        spoil(site, value.decode())
+        spoil(site, job.manifest.keyframe.digest)
+        spoil(site, job.manifest.parent)
+        site.fresh_engine()
+        await site.engine.load()
+        assert list(site.engine.store.damaged) == ["job"]
+        await site.ask("dev-1", number=9)
+        await site.step()
+        site.clock.now += 1000
+        await site.step()
+        await site.engine._save_memo()
+
+        spoil(site, job.manifest.keyframe.digest)  # a person puts them back
+        spoil(site, job.manifest.parent)
+        await restarted(site)
+        await site.step()
+        assert views.job(site.engine, "job")["accuracy"] == figures
+
+    drive(body)
+
+
 JUNK = (b"junk", b"\x93\xcb\x41\x00\x00\x00\x00\x00\x00\x00\xc4\x03abc\x05")  # no record; an update, no frame
 
 
