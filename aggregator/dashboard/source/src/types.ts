@@ -58,8 +58,14 @@ export interface Dataset {
   data: { shape: number[]; n_classes?: number; target?: string };
 }
 
+export interface TaskStatus {
+  state: string;
+  reason: string;
+  progress: number | null;
+}
+
 export interface Task {
-  status: { state: string; reason: string; progress: number | null } | null;
+  status: TaskStatus | null;
   at: number;
   accepted: number;
   rejected: Record<string, number>;

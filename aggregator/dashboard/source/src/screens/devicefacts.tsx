@@ -4,7 +4,7 @@ import { Ago } from "../parts/clock";
 import { Empty } from "../parts/loaded";
 import { Status } from "../parts/status";
 import { href } from "../route";
-import type { Device, Verdict } from "../types";
+import type { Device, TaskStatus, Verdict } from "../types";
 
 export function Identity({ device }: { device: Device }) {
   const { info } = device;
@@ -60,7 +60,6 @@ export function Tasks({ device }: { device: Device }) {
       <thead>
         <tr>
           <th>Job</th>
-          <th>Says</th>
           <th class="right">Updates</th>
           <th class="right">Since</th>
         </tr>
@@ -68,13 +67,9 @@ export function Tasks({ device }: { device: Device }) {
       <tbody>
         {tasks.map(([job, task]) => (
           <tr key={job}>
-            <td class="clip">
+            <td class="two-lines">
               <a href={href(["jobs", job])}>{job}</a>
-            </td>
-            <td class="wrap">
-              {task.status?.state ?? "–"}
-              {task.status?.progress != null && task.status.state === "training" && ` ${percent(task.status.progress, 0)}`}
-              {task.status?.reason && <span class="quiet">: {task.status.reason}</span>}
+              {task.status && <small class="quiet">{saying(task.status)}</small>}
             </td>
             <td class="right num">{count(task.accepted)}</td>
             <td class="right">
@@ -85,6 +80,11 @@ export function Tasks({ device }: { device: Device }) {
       </tbody>
     </table>
   );
+}
+
+function saying({ state, progress, reason }: TaskStatus): string {
+  const share = state === "training" && progress != null ? ` ${percent(progress, 0)}` : "";
+  return `${state}${share}${reason ? `: ${reason}` : ""}`;
 }
 
 export function Receipts({ of }: { of: Verdict[] }) {

@@ -13,7 +13,7 @@ export function JobList({ jobs }: { jobs: Job[] }) {
         <tr>
           <th>Job</th>
           <th>State</th>
-          <th class="right">Version</th>
+          <th class="right lesser">Version</th>
           <th class="right">Accuracy</th>
         </tr>
       </thead>
@@ -26,7 +26,7 @@ export function JobList({ jobs }: { jobs: Job[] }) {
             <td>
               <Status of={job.state} />
             </td>
-            <td class="right num">{count(job.version)}</td>
+            <td class="right num lesser">{count(job.version)}</td>
             <td class="right num">{percent(job.accuracy)}</td>
           </tr>
         ))}
@@ -41,7 +41,7 @@ export function VersionList({ versions }: { versions: Version[] }) {
       <thead>
         <tr>
           <th>Version</th>
-          <th class="right">Updates</th>
+          <th class="right lesser">Updates</th>
           <th class="right">Accuracy</th>
           <th class="right">Age</th>
         </tr>
@@ -50,7 +50,7 @@ export function VersionList({ versions }: { versions: Version[] }) {
         {versions.map((version) => (
           <tr key={version.version}>
             <td class="num">v{version.version}</td>
-            <td class="right num">{count(version.updates)}</td>
+            <td class="right num lesser">{count(version.updates)}</td>
             <td class="right num">{percent(version.accuracy)}</td>
             <td class="right">
               <Ago at={version.at} />

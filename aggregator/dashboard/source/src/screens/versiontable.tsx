@@ -29,7 +29,7 @@ export function VersionTable({ job, versions, brief = false, etag, reload }: Tab
           <th>Version</th>
           <th class="right">{scored ? "Accuracy" : "Loss"}</th>
           {!brief && scored && <th class="right wide-only">Loss</th>}
-          <th class="right wide-only">Updates</th>
+          <th class={brief ? "right wide-only lesser" : "right wide-only"}>Updates</th>
           <th class={brief ? "right" : "right wide-only"}>Stale by</th>
           {!brief && <th class="right wide-only">Devices</th>}
           {!brief && <th class="right wide-only">Delta</th>}
@@ -52,7 +52,7 @@ export function VersionTable({ job, versions, brief = false, etag, reload }: Tab
               )}
             </td>
             {!brief && scored && <td class="right num wide-only">{loss(version.loss)}</td>}
-            <td class="right num wide-only">{count(version.updates)}</td>
+            <td class={brief ? "right num wide-only lesser" : "right num wide-only"}>{count(version.updates)}</td>
             <td class={brief ? "right num" : "right num wide-only"}>{meanStaleness(version)}</td>
             {!brief && <td class="right num wide-only">{count(version.devices.length)}</td>}
             {!brief && <td class="right num wide-only">{bytes(version.bytes_delta || null)}</td>}
