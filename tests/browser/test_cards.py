@@ -1,4 +1,4 @@
-"""What is drawn inside the cards of a screen: tables stay within them at any width."""
+"""What is drawn inside the cards of a screen: tables stay within them at any width, and nothing is drawn for a zero."""
 
 import pytest
 from playwright.sync_api import expect
@@ -10,7 +10,7 @@ OTHERS = ("ward-1-wrist", "ward-2-wrist")
 JOBS = ("exercise", "falls-and-near-falls-of-ward-patients")
 REASON = "data set 'wrist-imu' has 12 samples, the job wants 40"
 VERSIONS = 6
-STALE = 3  # versions that every other update is behind
+STALE = 3  # versions that every other update is behind: bars of zero lie between those of the others
 WIDTHS = (400, 560, 720, 900, 901, 1001, 1100, 1201, 1280, 1600)
 OUTSIDE = """
 [...document.querySelectorAll(".panel table, .panel tr")].filter((part) => !part.closest(".capped, .scroller"))
@@ -26,6 +26,12 @@ LAST_COLUMNS = """
 SQUEEZED = """
 [...document.querySelectorAll(".timeline p")].filter((said) => said.getBoundingClientRect().width < 100)
   .map((said) => said.textContent)
+"""
+BARS = """
+[...document.querySelectorAll(".bars .bar")].map((bar) => [
+  Number(/: (\\d+)/.exec(bar.title)[1]),
+  [...bar.querySelectorAll("i")].reduce((sum, drawn) => sum + drawn.getBoundingClientRect().height, 0),
+])
 """
 
 
@@ -107,3 +113,15 @@ def test_the_name_of_a_job_leaves_room_for_what_happened(at):
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate(SQUEEZED) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "card"), [(f"#/jobs/{JOBS[0]}", "Staleness"), ("#/overview", "Updates folded, by minute")]
+)
+def test_nothing_is_drawn_for_a_zero(at, address, card):
+    """A bar of the value zero has no height, and any other has one."""
+    page = at(address)
+    expect(page.get_by_role("region", name=card).locator(".bars")).to_be_visible()
+    bars = page.evaluate(BARS)
+    assert {value == 0 for value, _ in bars} == {True, False}
+    assert [(value, height) for value, height in bars if (height > 0) != (value > 0)] == []

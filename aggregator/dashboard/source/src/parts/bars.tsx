@@ -23,7 +23,7 @@ export function Bars({ of, summary, axis, dense = false }: BarsProps) {
         {of.map((bar, index) => (
           <div key={index} class={bar.quiet ? "bar quiet-bar" : "bar"} title={bar.hint ?? `${bar.label}: ${count(bar.value)}`}>
             {!dense && <span class="num">{bar.value ? count(bar.value) : ""}</span>}
-            <i style={{ height: `${(100 * bar.value) / most}%` }} />
+            {bar.value > 0 && <i style={{ height: `${(100 * bar.value) / most}%` }} />}
             <small class="num">{bar.label}</small>
           </div>
         ))}
