@@ -237,19 +237,34 @@ class Job:
         measured = self.history.threshold(self.version)
         return measured[1] if measured is not None and measured[1] in self.recent else self.version
 
+    @property
+    def places(self) -> int:
+        """How many devices may hold a place now."""
+        if not self.spec.barrier:
+            return self.spec.concurrency
+        # A round: its updates and the places still held are all that it began with.
+        return math.ceil(self.spec.over_selection * self.spec.buffer_size) - self.buffered
+
+    def barred(self) -> set[str]:
+        """Devices that get no place before the next version, even when one is free."""
+        buffer = self.learner.buffer
+        if self.spec.barrier:
+            return set(buffer.devices)
+        most = buffer.bounds.device_updates
+        if most is None:
+            return set()
+        # Another update of such a device would weigh nothing.
+        return {device for device, count in buffer.of_device.items() if count >= most}
+
     def grant(self, now: float) -> list[tuple[str, Assignment]]:
         """Assignments for the free places."""
         self.leases.expire(now, self.spec.lease_s)
-        spec, buffer = self.spec, self.learner.buffer
-        places, barred = spec.concurrency, set[str]()
-        if spec.barrier:  # a round: its updates and the places still held are all that it began with
-            places = math.ceil(spec.over_selection * spec.buffer_size) - self.buffered
-            barred = set(buffer.devices)
-        elif buffer.bounds.device_updates is not None:  # another update of such a device would weigh nothing
-            most = buffer.bounds.device_updates
-            barred = {device for device, count in buffer.of_device.items() if count >= most}
         grants = self.leases.grant(
-            places=places, version=self.version, now=now, lease_s=spec.lease_s, barred=barred
+            places=self.places,
+            version=self.version,
+            now=now,
+            lease_s=self.spec.lease_s,
+            barred=self.barred(),
         )
         assigned = []
         for grant in grants:

@@ -1,6 +1,6 @@
 """Why a device trains or does not, in sentences for the person who asks. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -24,7 +24,11 @@ class Because(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a device has to know of a job that has not ended."""
+    """What a device has to know of a job that has not ended.
+
+    `places` are those of the job, of a job with a `barrier` those of its round. Who is `barred` gets none before the
+    next version. `trouble` says why the server can give none at all, "" when it can.
+    """
 
     name: str
     paused: bool
@@ -32,6 +36,9 @@ class Work(msgspec.Struct, frozen=True):
     dataset: str
     places: int
     lease_s: float
+    barrier: bool = False
+    barred: Collection[str] = ()
+    trouble: str = ""
 
 
 def why(
@@ -95,11 +102,7 @@ def _idle(
     if record.device in leases.held:
         return "It was given a place and has not begun yet."
     if record.device in leases.waiting:
-        taken, waiting = len(leases.held), len(leases.waiting)
-        return (
-            f"It is willing and waits for a place: {taken} of {work.places} are taken, "
-            f"and {waiting} {'device waits' if waiting == 1 else 'devices wait'}."
-        )
+        return _waiting(record.device, work, leases)
     if record.info is not None and work.dataset not in (
         names := [data.name for data in record.info.datasets]
     ):
@@ -107,7 +110,31 @@ def _idle(
         return f"The job wants the data set {work.dataset}; {has}."
     if state == "ended":
         return f"It ended its part: {reason}." if reason else "It ended its part."
+    if state == "asking":  # the ask is on its way, or was lost, or came while the device was paused
+        return (
+            "It asks for a place, and the server has no such ask of it so far; it asks again after a while."
+        )
     return "It has not asked for a place yet; devices ask again after a while."
+
+
+def _waiting(device: str, work: Work, leases: Leases) -> str:
+    """Why a device whose ask is here has no place: that all are taken is but one reason."""
+    taken, waiting = len(leases.held), len(leases.waiting)
+    if device in work.barred and work.barrier:
+        return "It is willing and has given its update of this round; it gets a place in the next one."
+    if device in work.barred:
+        return (
+            "It is willing, and has given as many updates to the version in the making as count of one device "
+            "(robust.device_share_max); it gets a place once that version is made."
+        )
+    wait = f"{waiting} {'device waits' if waiting == 1 else 'devices wait'}"
+    if taken >= work.places and work.barrier:
+        return f"It is willing and waits for the next round: all places of this one are taken, and {wait}."
+    if taken >= work.places:
+        return f"It is willing and waits for a place: {taken} of {work.places} are taken, and {wait}."
+    if work.trouble:
+        return f"It is willing, and there are free places, but the server waits: {work.trouble}."
+    return f"It is willing, and free places are given out in a moment: {taken} of {work.places} are taken."
 
 
 def _ago(seconds: float) -> str:

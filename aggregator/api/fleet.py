@@ -192,8 +192,18 @@ def _is_open(engine: Engine, name: str) -> bool:
 
 
 def _work(engine: Engine, name: str) -> Work:
-    spec, record = engine.jobs[name].spec, engine.store.records[name]
-    return Work(name, record.state == "paused", spec.cohort, spec.dataset, spec.concurrency, spec.lease_s)
+    job, record = engine.jobs[name], engine.store.records[name]
+    return Work(
+        name,
+        paused=record.state == "paused",
+        cohort=job.spec.cohort,
+        dataset=job.spec.dataset,
+        places=job.places,
+        lease_s=job.spec.lease_s,
+        barrier=job.spec.barrier,
+        barred=job.barred(),
+        trouble=engine.trouble,
+    )
 
 
 def _shown(row: Row) -> dict[str, Any]:

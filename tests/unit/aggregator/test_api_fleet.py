@@ -3,7 +3,7 @@
 import pytest
 
 from aggregator.api import examples
-from edge_client.wire.messages import DataSchema, DatasetInfo, DeviceInfo, DeviceState, TaskStatus
+from edge_client.wire.messages import Ask, DataSchema, DatasetInfo, DeviceInfo, DeviceState, TaskStatus
 
 SCHEMA = DataSchema((2, 8), 3)
 LEASE_S = 60.0
@@ -229,6 +229,87 @@ def test_the_reason_may_be_the_job_or_a_person(fleet):
         assert (await api.get("/fleet/why/nobody")).status_code == 404
 
     fleet(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns", "words"),
+    [
+        (
+            {"robust": {"device_share_max": 0.25}},
+            (["dev-0"], ["dev-0"]),
+            "It is willing, and has given as many updates to the version in the making as count of one device",
+        ),
+        (
+            {"strategy": "fedavg"},
+            (["dev-0"], ["dev-0"]),
+            "It is willing and has given its update of this round; it gets a place in the next one.",
+        ),
+        (
+            {"strategy": "fedavg", "over_selection": 1, "concurrency": 9},
+            (["dev-1"], ["dev-2", "dev-3", "dev-4", "dev-0"]),
+            "It is willing and waits for the next round: all places of this one are taken, and 1 device waits.",
+        ),
+        (
+            {"concurrency": 2},
+            ([], ["dev-1", "dev-2", "dev-0"]),
+            "It is willing and waits for a place: 2 of 2 are taken, and 1 device waits.",
+        ),
+    ],
+    ids=["its share is given", "it took part in the round", "the round is full", "all places are taken"],
+)
+def test_a_willing_device_waits_for_what_it_is_told(drive, bundle, fields, turns, words):
+    """It is said to wait for a place only when all are taken: else for the next version or the next round."""
+    given, willing = turns  # updates of the version in the making, and asks after them
+
+    async def body(site):
+        await site.start_job(bundle, buffer_size=4, **fields)
+        await introduce(site, "dev-0")
+        for number in range(8):  # two versions, after which shares of devices are known
+            await site.update(f"dev-{number}", number, base=number // 4 if fields.get("strategy") else 0)
+            await site.step()
+        job = site.engine.jobs["job"]
+        assert (job.version, job.buffered) == (2, 0)
+        for device in given:
+            await site.update(device, 9)
+        for device in willing:
+            await site.ask(device)
+            await site.step()
+            site.clock.now += 1
+        await status(site, "dev-0", "asking")
+        await site.step()
+        async with site.api() as api:
+            (because,) = (await api.get("/fleet/why/dev-0")).json()["because"]
+            assert "dev-0" in job.leases.waiting
+            assert because["text"].startswith(words)
+
+    drive(body)
+
+
+def test_a_free_place_is_not_waited_for(drive, bundle):
+    """Between an ask and its answer the place is on its way, unless storage fails; an ask that never came is missed."""
+
+    async def body(site):
+        job = await site.start_job(bundle, concurrency=8)
+        for name in ("asks", "holds"):
+            await introduce(site, name)
+            await status(site, name, "asking")
+        await site.ask("holds")
+        await site.step()
+        async with site.api() as api:
+
+            async def text(device):
+                return (await api.get(f"/fleet/why/{device}")).json()["because"][0]["text"]
+
+            assert await text("holds") == "It was given a place and has not begun yet."
+            assert (await text("asks")).startswith("It asks for a place, and the server has no such ask")
+            job.ask("asks", Ask("job", 1, 10), site.clock.now)  # taken, and the step not over yet
+            told = "It is willing, and free places are given out in a moment: 1 of 8 are taken."
+            assert await text("asks") == told
+            site.engine.trouble = "the disk is full"
+            told = "It is willing, and there are free places, but the server waits: the disk is full."
+            assert await text("asks") == told
+
+    drive(body)
 
 
 def test_tags_are_changed_on_many_devices(fleet):

@@ -121,7 +121,7 @@ function figures({ devices, updates, cost }: FleetSummary): Figure[] {
       label: "Training",
       value: count(doings.training ?? 0),
       href: href(["devices"], { doing: "training" }),
-      note: doings.waiting ? `${count(doings.waiting)} wait for a place` : undefined,
+      note: doings.waiting ? `${count(doings.waiting)} ask for a place` : undefined,
     },
     { label: "Late", value: count(late), href: href(["devices"], { doing: "late" }), tone: late ? "warn" : undefined },
     { label: "Lost", value: count(lost), href: href(["devices"], { state: "lost" }), tone: lost ? "bad" : undefined },
