@@ -97,7 +97,9 @@ def test_a_revoked_token_ends_the_session(stage, page, complaints):
     sign_in(page, secret)
     expect(page.get_by_role("link", name="exercise")).to_be_visible()
     fedfleet("token", "revoke", "olga", "--state-dir", stage.directory)
-    page.goto(f"{stage.address}/#/jobs/exercise")  # a click would come too late where the page asked meanwhile
+    page.goto(
+        f"{stage.address}/#/jobs/exercise"
+    )  # a click would come too late where the page asked meanwhile
     expect(page.get_by_role("heading", name="Sign in to your fleet")).to_be_visible()
     expect(page.get_by_role("alert")).to_contain_text("token")
 
