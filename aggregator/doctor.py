@@ -18,7 +18,7 @@ from aggregator.versions import blobs_of, load_manifest
 from broker_bridge import cells, deadletters
 from broker_bridge.ports import CorruptBlob, Digest, Kind, MissingBlob, audit
 from broker_bridge.records import EvaluationRecord, EventRecord, RejectionRecord, UpdateRecord
-from edge_client.finding import Finding, room
+from edge_client.finding import Finding, NothingThereError, room
 from edge_client.wire import frame
 from edge_client.wire.errors import RemoteWireError
 
@@ -34,12 +34,13 @@ _CHAIN = "the manifests are read instead"
 
 
 def examine(state_dir: Path) -> list[Finding]:
-    """All that was looked at, problems and sound parts alike."""
+    """All that was looked at, problems and sound parts alike; raise NothingThereError where no server has run."""
     database = state_dir / audit.DATABASE
     if not database.exists():
-        return [
-            Finding(f"directory {state_dir}", ok=False, detail="no server has run here: there is no fleet.db")
-        ]
+        missing = f"there is no {database.name}" if state_dir.is_dir() else "there is no such directory"
+        raise NothingThereError(
+            f"{state_dir}: no server has run here: {missing}; give the --state-dir of fedfleet up"
+        )
     first = asyncio.run(_stored(state_dir, database))
     problems = {finding.what for finding in first if not finding.ok}
     if problems:  # a running server may have replaced something between two looks: damage is there in both
@@ -51,6 +52,7 @@ def examine(state_dir: Path) -> list[Finding]:
 async def _stored(state_dir: Path, database: Path) -> list[Finding]:
     blobs = audit.StoredBlobs(state_dir / "blobs")
     findings = [finding async for finding in _blobs(blobs)]
+    heads: dict[str, bytes] = {}
     try:
         with audit.reading(database) as connection:
             problems = audit.problems(connection)
@@ -62,7 +64,8 @@ async def _stored(state_dir: Path, database: Path) -> list[Finding]:
                 findings += _log(connection)
     except sqlite3.Error as error:
         findings.append(Finding("database fleet.db", ok=False, detail=f"cannot be read: {error}"))
-    return findings
+    missed = " ".join(finding.detail for finding in findings if not finding.ok)
+    return [*findings, *[finding async for finding in _aside(blobs, heads, missed)]]
 
 
 async def _blobs(blobs: audit.StoredBlobs) -> AsyncIterator[Finding]:
@@ -75,9 +78,21 @@ async def _blobs(blobs: audit.StoredBlobs) -> AsyncIterator[Finding]:
             continue
         except CorruptBlob as error:
             yield Finding(f"blob {digest[:12]}", ok=False, detail=str(error))
-    for path in blobs.put_aside():
-        yield Finding(f"blob {path.name[:12]}", ok=False, detail=f"was damaged and put aside as {path}")
     yield Finding("blobs", ok=True, detail=f"{count} looked at")
+
+
+async def _aside(blobs: audit.StoredBlobs, heads: dict[str, bytes], missed: str) -> AsyncIterator[Finding]:
+    """Copies that were put aside; a problem only while a head names the blob, or a problem of `missed` does."""
+    for path in blobs.put_aside():
+        ok = True
+        try:
+            await blobs.get(Digest(path.name))
+            now = "is sound again"
+        except (MissingBlob, CorruptBlob):
+            ok = path.name not in missed and not any(path.name.encode() in value for value in heads.values())
+            now = "is not needed any more" if ok else "is missing since"
+        detail = f"was damaged and {now}; {path} is the damaged copy, only kept for a look: it may be deleted"
+        yield Finding(f"blob {path.name[:12]}", ok=ok, detail=detail)
 
 
 async def _heads(heads: dict[str, bytes], blobs: audit.StoredBlobs) -> AsyncIterator[Finding]:
@@ -146,6 +161,10 @@ async def _job(name: str, heads: dict[str, bytes], blobs: audit.StoredBlobs) -> 
         raise CorruptStateError(f"head {key} says version {cell.version}, its manifest {newest.version}")
     cached: dict[str, str] = {}
     while True:
+        if manifest.version == record.promoted:
+            await _need(
+                blobs, manifest.keyframe.digest, f"the model of its promoted version {record.promoted}"
+            )
         cached = {device: entry.frame.digest for device, entry in manifest.cached.items()} | cached
         if not manifest.parent:
             break

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edge_client.commands import Unusable, load, show
+from edge_client.finding import NothingThereError
 
 GROUP = "fedfleet.doctors"
 
@@ -30,7 +31,7 @@ def doctor(config: Path | None, state_dir: Path | None, *, as_json: bool) -> Non
 
     It changes nothing and works beside a running daemon or server; versions that are made meanwhile may be missed.
 
-    Exit codes: 0 all well, 1 something is not, 2 wrong usage, or there is no such state.
+    Exit codes: 0 all well, 1 something is not, 2 wrong usage, or no server has run in that directory.
 
     Example: fedfleet doctor --state-dir ./fleet
     """
@@ -45,4 +46,8 @@ def doctor(config: Path | None, state_dir: Path | None, *, as_json: bool) -> Non
     found = entry_points(group=GROUP, name="server")
     if not found:
         raise Unusable("looking at a server needs: pip install 'fedfleet[server]'")
-    show(next(iter(found)).load()(state_dir), as_json=as_json)
+    try:
+        findings = next(iter(found)).load()(state_dir)
+    except NothingThereError as error:
+        raise Unusable(str(error)) from error
+    show(findings, as_json=as_json)

@@ -12,6 +12,10 @@ BLOCK_BYTES = 1024 * 1024
 PROBE = "doctor-probe"
 
 
+class NothingThereError(Exception):
+    """There is no state to look at; the message says where, and what to name instead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at."""

@@ -28,7 +28,9 @@ def examine(folder: Path) -> list[Finding]:
         findings += _database(folder / FILE)
     findings += [
         Finding(
-            f"file {path.name}", ok=False, detail="a damaged database that was put aside; delete it when seen"
+            f"file {path.name}",
+            ok=True,
+            detail="a damaged database that was put aside, only kept for a look: it may be deleted",
         )
         for path in sorted(folder.glob(f"{FILE}.damaged-[0-9]"))
     ]
@@ -45,7 +47,9 @@ def _database(path: Path) -> list[Finding]:
             aside = []
             if version >= PUT_ASIDE_SINCE:
                 aside = [
-                    Finding(f"row {source}", ok=False, detail=f"was damaged and put aside: {why}")
+                    Finding(
+                        f"row {source}", ok=True, detail=f"was damaged and put aside, only for a look: {why}"
+                    )
                     for source, why in connection.execute("SELECT source, why FROM damaged ORDER BY rowid")
                 ]
             return [Finding(FILE, ok=True, detail=f"schema {version}"), *_rows(connection), *aside]

@@ -75,8 +75,8 @@ def test_a_doctor_finds_nothing_wrong_with_a_running_server(up, bundle):
 
     assert {"database fleet.db", "job looked-at", "log", "memo"} <= {finding["what"] for finding in found}
     assert [finding for finding in found if not finding["ok"]] == []
-    done = fedfleet("doctor", "--state-dir", up.state_dir / "bundles", code=1)
-    assert "no server has run here" in done.stdout
+    done = fedfleet("doctor", "--state-dir", up.state_dir / "bundles", code=2)
+    assert "no server has run here" in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--port", "--mqtt-port"])

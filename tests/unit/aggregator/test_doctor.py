@@ -8,6 +8,7 @@ import pytest
 
 from aggregator.doctor import examine
 from broker_bridge.ports.open import open_ports
+from edge_client.finding import NothingThereError
 from tests.unit.aggregator.conftest import Site
 
 
@@ -136,5 +137,27 @@ def test_a_damaged_page_and_a_newer_schema_are_named(state):
 
 
 def test_a_directory_without_a_server_is_said_to_be_one(tmp_path):
-    """A wrong directory is not taken for a healthy one."""
-    assert list(problems(tmp_path)) == [f"directory {tmp_path}"]
+    """A wrong or missing directory is not taken for a healthy one, nor for a damaged one."""
+    with pytest.raises(NothingThereError, match=r"no server has run here: there is no fleet\.db"):
+        examine(tmp_path)
+    with pytest.raises(NothingThereError, match="there is no such directory"):
+        examine(tmp_path / "nosuch")
+
+
+def test_a_copy_put_aside_is_a_problem_only_while_its_blob_is_missed(state):
+    """What is sound again, or of no use to anybody, is noted with leave to delete the damaged copy."""
+    folder, job = state
+    digest = job.manifest.keyframe.digest
+    path, aside = blob(folder, digest), folder / "blobs" / "damaged"
+    sound = path.read_bytes()
+    aside.mkdir()
+    path.rename(aside / digest)
+    (aside / ("0" * 64)).write_bytes(b"of a version that is gone")
+    assert set(problems(folder)) == {f"blob {digest[:12]}", "job job"}
+    path.write_bytes(sound)
+    assert problems(folder) == {}
+    notes = [f.detail for f in examine(folder) if "may be deleted" in f.detail]
+    assert [("is sound again" in note, "is not needed" in note) for note in notes] == [
+        (False, True),
+        (True, False),
+    ]
