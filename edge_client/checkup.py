@@ -5,7 +5,7 @@ import random
 import time
 
 from edge_client.config import ConfigError, DeviceConfig
-from edge_client.finding import Finding
+from edge_client.finding import Finding, room_for
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.trainer_protocol import Described, DescribeTask, Failed
 from edge_client.transport import Down, Identity, Transport, Up, Word
@@ -15,15 +15,18 @@ from edge_client.wire.messages import DatasetInfo
 from edge_client.work import known, source
 
 DESCRIBE_S = 120.0  # to load numpy and read a data set on a slow card
+NONE_LENT = "none is lent, so no job will be given to this device; add a section [data.<name>]"
 CONNECT_S = 30.0  # three attempts
 
 
 def examine(config: DeviceConfig) -> list[Finding]:
-    """Check every data set and the broker; the configuration itself was checked when it was loaded."""
-    return [*_examine_data(config), _examine_broker(config)]
+    """Check the state's directory, every data set and the broker; the file was checked when it was loaded."""
+    return [room_for(config.state_dir), *_examine_data(config), _examine_broker(config)]
 
 
 def _examine_data(config: DeviceConfig) -> list[Finding]:
+    if not config.data:
+        return [Finding("data sets", ok=False, detail=NONE_LENT)]
     words: queue.SimpleQueue[Said | Gone] = queue.SimpleQueue()
     trainer = Trainer(config.trainer, words.put)
     findings = []
@@ -41,7 +44,7 @@ def _examine_data(config: DeviceConfig) -> list[Finding]:
             if isinstance(word, Said) and isinstance(word.answer, Described | Failed):
                 seen = known(name, data, word.answer)
                 ok = seen.info is not None
-                detail = _described(seen.info) if seen.info is not None else seen.reason
+                detail = _described(seen.info) if seen.info is not None else f"{data.path}: {seen.reason}"
                 findings.append(Finding(what, ok=ok, detail=detail))
             else:
                 reason = word.reason if isinstance(word, Gone) else "the trainer answered another question"

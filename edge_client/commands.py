@@ -67,9 +67,9 @@ def run(path: Path, *, log_json: bool) -> None:
 @CONFIG
 @AS_JSON
 def check(path: Path, *, as_json: bool) -> None:
-    """Check the configuration, read the data sets, and try the broker.
+    """Check the configuration and the state's directory, read the data sets, and try the broker.
 
-    Exit codes: 0 all well, 1 a data set or the broker is not, 2 the configuration cannot be used.
+    Exit codes: 0 all well, 1 the directory, a data set or the broker is not, 2 the configuration cannot be used.
 
     Example: fedfleet device check --config device.toml --json
     """

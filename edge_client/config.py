@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_client.storage import without_path
 from edge_client.wire import topics
 from edge_client.wire.errors import LocalWireError
 from edge_client.wire.messages import DataSchema
@@ -108,7 +109,7 @@ class DeviceConfig(_Section, frozen=True):
             with path.open("rb") as file:
                 return file.read(PASSWORD_BYTES_MAX).decode().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"broker.password_file: cannot read {path}: {error}") from error
+            raise ConfigError(f"broker.password_file: cannot read {path}: {without_path(error)}") from error
 
 
 def load(path: Path) -> DeviceConfig:
@@ -116,7 +117,7 @@ def load(path: Path) -> DeviceConfig:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {without_path(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     _reject_unknown(table, DeviceConfig, "", path)

@@ -19,7 +19,7 @@ from edge_client import events as ev
 from edge_client.config import DeviceConfig
 from edge_client.pull import Puller, Step
 from edge_client.session import Session
-from edge_client.storage import Patience, passing
+from edge_client.storage import Patience, passing, without_path
 from edge_client.store import NewUpdate, Store, StoreBusyError, StoreError
 from edge_client.trainer import Gone, Said, Trainer
 from edge_client.transport import Acked, Down, Identity, Received, Refused, Transport, Up, Word
@@ -166,9 +166,13 @@ class Daemon:
             now = time.monotonic()
             if now < self._storage.until:
                 return
-            self._storage.failed(f"storage: {error}", now)
+            self._storage.failed(f"storage: {self._told(error)}", now)
             _log.error("storage_failed", reason=str(error), retry_s=round(self._storage.until - now, 1))
             self._say(self._session.restated(self._storage.reason))
+
+    def _told(self, error: Exception) -> str:
+        """An error for the server, where everybody reads it: not where things lie on this device."""
+        return without_path(error).replace(f"{self._config.state_dir}/", "")
 
     def _say(self, statuses: list[ev.Publish]) -> None:
         for status in statuses:
@@ -259,7 +263,8 @@ class Daemon:
     def _described(self, event: ev.DataKnown) -> None:
         self._undescribed.discard(event.name)
         if event.info is None:
-            _log.error("data_unusable", dataset=event.name, reason=event.reason)
+            path = self._config.data[event.name].path
+            _log.error("data_unusable", dataset=event.name, path=path, reason=event.reason)
         else:
             self._info[event.name] = event.info
             _log.info("data_described", dataset=event.name, n_samples=event.info.n_samples)
@@ -327,7 +332,7 @@ class Daemon:
             raise
         except StoreError as error:
             _log.error("update_lost", uid=str(uid), reason=str(error))
-            return ev.StoreFailed(action.job, str(error))
+            return ev.StoreFailed(action.job, self._told(error))
         _log.info(
             "update_stored",
             uid=str(uid),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,21 @@ def room(folder: Path) -> Finding:
         return Finding(what, ok=False, detail=f"cannot be written: {error.strerror}")
     free = disk.f_bavail * disk.f_frsize
     return Finding(what, ok=free >= FREE_BYTES_MIN, detail=f"{free / 1e6:,.0f} MB free")
+
+
+def room_for(folder: Path) -> Finding:
+    """As `room`, of a folder that need not be there yet: what is missing is made for the look and removed again."""
+    missing: list[Path] = []
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        return room(folder)
+    except OSError as error:
+        return Finding(f"directory {folder}", ok=False, detail=f"cannot be made: {error.strerror}")
+    finally:
+        for path in missing:
+            with suppress(OSError):  # the daemon may have been started meanwhile
+                path.rmdir()
 
 
 def sha256(path: Path) -> str:

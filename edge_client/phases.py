@@ -207,15 +207,15 @@ def refuse(device: Device, job: Job, code: str, message: str, now: float) -> Non
     """The child could not train: never again, anew from a key-frame, or after a while."""
     if code in FATAL_CODES:
         renumber(device, job)
-        decline(device, job, f"{code}: {message}")
+        decline(device, job, message)
         retire(device, job)
     elif code == "resync":
         following.mismatched(device, job)
-        fail(device, job, f"{code}: {message}", now, at_once=job.failures == 0)
+        fail(device, job, message, now, at_once=job.failures == 0)
     else:
         if code == "storage":  # no fault of the job: as soon as there is room it goes on
             job.failures = 0
-        fail(device, job, f"{code}: {message}", now)
+        fail(device, job, message, now)
 
 
 def died(device: Device, job: Job, event: Any, now: float) -> None:

@@ -1,6 +1,7 @@
 """Reads a device's training data and deals it out: load, check, hold out, mini-batches.
 
-Only the trainer child imports this. No error message carries a value of the data (I8).
+Only the trainer child imports this. The server is told the error messages: none carries a value of the data (I8),
+nor where it lies on the device.
 """
 
 import math
@@ -54,19 +55,17 @@ def load(source: DataSource) -> Samples:
     x = _array(arrays, "x", np.float32, source)
     y = None if source.target == "none" else _labels(arrays, source)
     if x.ndim < 2:
-        raise DataError("bad_data", f"{source.path}: x is {form(x)}; a sample needs an axis after [n]")
+        raise DataError("bad_data", f"x is {form(x)}; a sample needs an axis after [n]")
     n = len(x)
     if n == 0:
-        raise DataError("bad_data", f"{source.path}: holds no samples")
+        raise DataError("bad_data", "the file holds no samples")
     if y is not None and len(y) != n:
-        raise DataError(
-            "bad_data", f"{source.path}: x {list(x.shape)} and y {list(y.shape)} do not go together"
-        )
+        raise DataError("bad_data", f"x {list(x.shape)} and y {list(y.shape)} do not go together")
     segment = _array(arrays, "segment", np.int64, source) if "segment" in arrays else np.zeros(n, np.int64)
     if segment.shape != (n,):
-        raise DataError("bad_data", f"{source.path}: segment {list(segment.shape)} does not fit {n} samples")
+        raise DataError("bad_data", f"segment {list(segment.shape)} does not fit {n} samples")
     if not np.isfinite(x).all():
-        raise DataError("bad_data", f"{source.path}: x holds values that are not finite")
+        raise DataError("bad_data", "x holds values that are not finite")
     train, holdout = split(segment, source.holdout, source.gap)
     return Samples(x, y, train, holdout, _described(x, y, source))
 
@@ -102,14 +101,14 @@ def _labels(arrays: dict[str, npt.NDArray[np.generic]], source: DataSource) -> T
     if source.target != "class" and y.ndim == 1:
         y = y[:, None]
     if source.target == "values" and y.ndim and not np.isfinite(y).all():
-        raise DataError("bad_data", f"{source.path}: y holds values that are not finite")
+        raise DataError("bad_data", "y holds values that are not finite")
     ranks = {"class": y.ndim == 1, "labels": y.ndim == 2, "values": y.ndim > 1}
     if not ranks[source.target]:
-        raise DataError("bad_data", f"{source.path}: y is {form(y)}, which is not {FORMS[source.target]}")
+        raise DataError("bad_data", f"y is {form(y)}, which is not {FORMS[source.target]}")
     if source.target == "class" and (y < 0).any():
-        raise DataError("bad_data", f"{source.path}: y holds a negative label; number classes from 0 on")
+        raise DataError("bad_data", "y holds a negative label; number classes from 0 on")
     if source.target == "labels" and not in_range(DataSchema((), y.shape[1], (), "labels"), y):
-        raise DataError("bad_data", f"{source.path}: y holds a label that is neither 0 nor 1")
+        raise DataError("bad_data", "y holds a label that is neither 0 nor 1")
     return y
 
 
@@ -154,25 +153,25 @@ def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > DATA_BYTES_MAX:
-            raise DataError("bad_data", f"{path}: {size} B unpacked; {DATA_BYTES_MAX} B is the most")
+            raise DataError("bad_data", f"the file has {size} B unpacked; {DATA_BYTES_MAX} B is the most")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("x", "y", "segment") if name in archive.files}
     except OSError as error:
         raise DataError(
-            "bad_data", f"{path}: cannot be read: {error.strerror or type(error).__name__}"
+            "bad_data", f"the file cannot be read: {error.strerror or type(error).__name__}"
         ) from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError("bad_data", f"{path}: not a readable .npz file ({type(error).__name__})") from error
+        raise DataError(
+            "bad_data", f"the file is not a readable .npz file ({type(error).__name__})"
+        ) from error
 
 
 def _array(
     arrays: dict[str, npt.NDArray[np.generic]], name: str, kind: type, source: DataSource
 ) -> npt.NDArray[Any]:
     if name not in arrays:
-        raise DataError("bad_data", f"{source.path}: holds no array {name!r}")
+        raise DataError("bad_data", f"the file holds no array {name!r}")
     if arrays[name].dtype != kind:
         use = f"; a target of kind {source.target} is {FORMS[source.target]}" if name == "y" else ""
-        raise DataError(
-            "bad_data", f"{source.path}: {name} is {arrays[name].dtype}, not {np.dtype(kind).name}{use}"
-        )
+        raise DataError("bad_data", f"{name} is {arrays[name].dtype}, not {np.dtype(kind).name}{use}")
     return arrays[name]

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_client.finding import Finding, room, sha256
+from edge_client.finding import Finding, sha256
 from edge_client.layout import STEPS
 from edge_client.pull import PART
 from edge_client.schema import NewerSchemaError, check
@@ -22,8 +22,8 @@ PAGES_SHOWN = 5  # problems of a damaged database: more say the same
 def examine(folder: Path) -> list[Finding]:
     """Database, rows, blobs and models of a device; a device that never ran has nothing to be wrong."""
     if not folder.exists():
-        return [Finding(f"directory {folder}", ok=True, detail="not there yet: the daemon has not run")]
-    findings = [room(folder)]
+        return [Finding("state", ok=True, detail="none yet: the daemon has not run")]
+    findings = []
     if (folder / FILE).exists():
         findings += _database(folder / FILE)
     findings += [

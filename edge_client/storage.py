@@ -41,6 +41,11 @@ def passing(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in _ERRNOS
 
 
+def without_path(error: Exception) -> str:
+    """What an error says but for its number and its path, which the sentence around it names, or is not to name."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class Patience:
     """Waits that double while storage fails; `reason` is "" while all is well. Times are monotonic seconds."""
 

@@ -21,7 +21,7 @@ from edge_client import (
 from edge_client.bundle import BundleError
 from edge_client.participation import Participation, TaskError, pack, train
 from edge_client.samples import DataError, Samples
-from edge_client.storage import write_whole
+from edge_client.storage import without_path, write_whole
 from edge_client.trainer_protocol import (
     Answer,
     DataSource,
@@ -83,7 +83,7 @@ class Child:
                 return self._describe(task)
             return self._train(task)
         except Exception as error:  # noqa: BLE001 - reported to the daemon; the child must go on
-            return _failed(error)
+            return _failed(error, task)
 
     def _describe(self, task: DescribeTask) -> Described:
         data = self._samples(task.source)
@@ -127,14 +127,15 @@ class _Pace:
             self._total, self._count, self._reported = 0.0, 0, now
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(error: Exception, task: Task) -> Failed:
     # Memory comes first: a runtime that cannot load a sound bundle for want of it says so in a BundleError.
     if isinstance(error, MemoryError) or any(text in str(error) for text in _ALLOCATION_FAILURES):
         return Failed("out_of_memory", "the trainer's memory limit is too small for this job")
     if isinstance(error, TaskError | DataError):
         return Failed(error.code, str(error))
-    if isinstance(error, BundleError):
-        return Failed("bad_bundle", str(error))
+    if isinstance(error, BundleError) and isinstance(task, TrainTask):
+        # The server is told, where everybody reads it: not where things lie on this device.
+        return Failed("bad_bundle", str(error).replace(task.bundle_path, "the bundle"))
     # Frames only: the text of a foreign exception might quote data.
     sys.stderr.writelines(traceback.format_tb(error.__traceback__))
     return Failed("internal", f"{type(error).__name__} in the trainer")
@@ -155,7 +156,7 @@ def _model(task: TrainTask, session: TrainingSession) -> Sequence[grid.Grid]:
             frame = grid.decode(_bytes(Path(blob)), sizes)
             values, version = grid.apply(values, frame, version), frame.version
     except (RemoteWireError, OSError) as error:
-        raise TaskError("resync", f"the model cannot be built: {error}") from error
+        raise TaskError("resync", f"the model cannot be built: {without_path(error)}") from error
     if (version, grid.model_hash(values).hex()) != (task.version, task.version_hash):
         raise TaskError("resync", f"the blobs lead to version {version}, not to {task.version} as published")
     if task.model_paths or not path.exists():

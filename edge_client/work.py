@@ -29,7 +29,7 @@ def source(data: DataSection) -> DataSource:
 def known(name: str, data: DataSection, answer: Described | Failed) -> DataKnown:
     """What a description means: the declared data set, or why it cannot be used."""
     if isinstance(answer, Failed):
-        return DataKnown(name, None, f"{answer.code}: {answer.message}")
+        return DataKnown(name, None, answer.message)
     wrong = undeclared(answer.data, data.schema)
     return DataKnown(name, None if wrong else DatasetInfo(name, data.schema, answer.n_samples), wrong)
 

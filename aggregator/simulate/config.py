@@ -13,6 +13,7 @@ from aggregator.errors import RefusedError
 from aggregator.explain import explain
 from aggregator.simulate.errors import SimulationError
 from aggregator.spec import JobSpec
+from edge_client.storage import without_path
 from edge_client.wire import topics
 from edge_client.wire.errors import LocalWireError
 
@@ -235,7 +236,7 @@ def load(path: Path) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SimulationError(f"{path}: cannot be read: {error}") from error
+        raise SimulationError(f"{path}: cannot be read: {without_path(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise SimulationError(f"{path}: not valid TOML: {error}") from error
     try:

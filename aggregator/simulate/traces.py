@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.simulate.errors import SimulationError
+from edge_client.storage import without_path
 
 ROWS_MAX = 10_000_000
 
@@ -29,7 +30,7 @@ def read(path: str, columns: Sequence[str]) -> npt.NDArray[np.float64]:
                     raise SimulationError(f"{path}: more than {ROWS_MAX} rows")
                 rows.append([_number(row[c], f"{path}: line {table.line_num}: {c}") for c in columns])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SimulationError(f"{path}: cannot be read: {error}") from error
+        raise SimulationError(f"{path}: cannot be read: {without_path(error)}") from error
     if not rows:
         raise SimulationError(f"{path}: holds no rows")
     return np.array(rows)

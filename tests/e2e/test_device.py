@@ -302,8 +302,10 @@ def test_checkup_says_exactly_what_is_wrong(tmp_path):
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    data, broker = json.loads(done.stdout)
+    state, data, broker = json.loads(done.stdout)
     assert done.returncode == 1
+    assert state["ok"]
+    assert not (tmp_path / "state").exists()
     assert "axis 1 (time) has 7 values, the configuration declares 8" in data["detail"]
     assert not broker["ok"]
     assert broker["detail"] == "Connection refused; is an MQTT broker running there?"
@@ -372,7 +374,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_lost(bridge, node, disk):
     bridge.assign(first, steps=20, version=7)
     bridge.task("training")
     disk.fill()
-    assert "state.db" in bridge.task("training", "storage: ")["reason"]
+    assert bridge.task("training", "storage: ")["reason"].startswith("storage: state.db: ")
     assert not [topic for topic, _ in bridge.heard if "/up/" in topic]
     disk.free()
     uid, frame = bridge.update()

@@ -193,7 +193,7 @@ def test_a_full_disk_fails_the_training_as_storage(child, task, tmp_path, monkey
 
 
 def test_failures_have_their_codes(child, task, tmp_path):
-    """Each kind of failure has its code, and the child goes on to train."""
+    """Each kind of failure has its code and no path of this device, and the child goes on to train."""
     np.savez(tmp_path / "short.npz", x=np.ones((9, 2, 8), np.float32), y=np.zeros(9, np.int64))
     short = DataSource(str(tmp_path / "short.npz"))
     diverging = msgspec.structs.replace(task.plan, learning_rate=1e30)
@@ -203,9 +203,10 @@ def test_failures_have_their_codes(child, task, tmp_path):
         "schema_mismatch": changed(task, source=short),
         "diverged": changed(task, plan=diverging),
     }
-    codes = {code: child.perform(failing).code for code, failing in cases.items()}
+    failed = {code: child.perform(failing) for code, failing in cases.items()}
 
-    assert codes == {code: code for code in cases}
+    assert {code: answer.code for code, answer in failed.items()} == {code: code for code in cases}
+    assert [answer.message for answer in failed.values() if str(tmp_path) in answer.message] == []
     assert "axis 1 (time) is 8 in the data, 16 in the job" in child.perform(cases["schema_mismatch"]).message
     assert isinstance(child.perform(task), Trained)
 
