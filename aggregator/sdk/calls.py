@@ -4,6 +4,7 @@ The synchronous and the asynchronous client send the same calls.
 """
 
 import math
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ T = TypeVar("T")
 Record = dict[str, Any]
 Query = dict[str, str | int]
 PAGE = 1000  # items of one answer, the most there are
+EXCERPTED = 4000  # characters of a stranger's answer that are looked at, and
+EXCERPT = 80  # that are shown, without markup
+_MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 class Answer(Protocol):
@@ -65,6 +69,8 @@ class Listing:
 
     def _read(self, answer: Answer) -> tuple[list[Record], str | None]:
         page = record(answer)
+        if not {self.items, "next"} <= page.keys():
+            raise _stranger(answer)
         return page[self.items], page["next"]
 
 
@@ -73,9 +79,9 @@ def record(answer: Answer) -> Record:
     try:
         found = answer.json()
     except ValueError as error:
-        raise _stranger() from error
+        raise _stranger(answer) from error
     if not isinstance(found, dict):
-        raise _stranger()
+        raise _stranger(answer)
     return found
 
 
@@ -85,10 +91,9 @@ def check(answer: Answer) -> None:
         return
     if answer.headers.get("content-type", "").startswith("application/problem+json"):
         problem = record(answer)
-        raise FleetError(problem["code"], problem["detail"], answer.status_code)
-    raise FleetError(
-        "http", f"the server answered {answer.status_code}: {answer.text[:500]}", answer.status_code
-    )
+        if {"code", "detail"} <= problem.keys():
+            raise FleetError(problem["code"], problem["detail"], answer.status_code)
+    raise _stranger(answer)
 
 
 def get(path: str) -> Call[Record]:
@@ -137,7 +142,7 @@ def tag(device: str, tags: list[str]) -> Call[Record]:
 
 def why(device: str) -> Call[list[Record]]:
     """Why a device trains or does not."""
-    return Call("GET", f"/fleet/why/{quote(device, safe='')}", lambda answer: list(record(answer)["because"]))
+    return Call("GET", f"/fleet/why/{segment(device)}", lambda answer: list(record(answer)["because"]))
 
 
 def order(device: str, what: str) -> Call[Record]:
@@ -200,9 +205,19 @@ def given(**params: str | None) -> Query:
 
 
 def segment(name: str) -> str:
-    """A name as one segment of a path, whatever is in it."""
-    return "%2E" * len(name) if name in {".", ".."} else quote(name, safe="")
+    """A name as one segment of a path; raise FleetError for what would be more, or less, than one."""
+    if "/" in name or name in {"", ".", ".."}:
+        raise FleetError("bad_argument", f"nothing is named {name!r}: names are 1 to 64 of a-z, 0-9 and '-'")
+    return quote(name, safe="")
 
 
-def _stranger() -> FleetError:
-    return FleetError("http", "what answers there is not a fedfleet server")
+def _stranger(answer: Answer) -> FleetError:
+    """For an answer that no fedfleet server gives; its beginning may tell what does answer there."""
+    words = " ".join(_MARKUP.sub(" ", answer.text[:EXCERPTED]).split())
+    said = f": {words[:EXCERPT]}" if words.isprintable() and words else ""
+    return FleetError(
+        "http",
+        f"what answers there is not a fedfleet server (status {answer.status_code}{said}); give the URL of one, "
+        "as http://127.0.0.1:8080",
+        answer.status_code,
+    )
