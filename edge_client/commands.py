@@ -44,7 +44,7 @@ def device() -> None:
     """  # noqa: D301 - \b is click's mark for a paragraph to keep as it is
 
 
-@device.command()
+@device.command(short_help="Run the daemon until SIGTERM or Ctrl-C.")
 @CONFIG
 @click.option("--log-json", is_flag=True, help="Log JSON lines instead of key=value.")
 def run(path: Path, *, log_json: bool) -> None:
@@ -63,7 +63,7 @@ def run(path: Path, *, log_json: bool) -> None:
         raise Unusable(str(error)) from error
 
 
-@device.command()
+@device.command(short_help="Try configuration, data sets and broker.")
 @CONFIG
 @AS_JSON
 def check(path: Path, *, as_json: bool) -> None:

@@ -42,7 +42,8 @@ def token() -> None:
 
 
 @token.command(
-    epilog="Example: fedfleet token create --name ci --role operator --expires 90d\n\n" + EXIT_CODES
+    short_help="Create a token and print it, once.",
+    epilog="Example: fedfleet token create --name ci --role operator --expires 90d\n\n" + EXIT_CODES,
 )
 @click.option("--name", required=True, help="Who has it; the audit log names it.")
 @click.option(
@@ -87,7 +88,10 @@ def list_tokens(state_dir: Path, *, as_json: bool) -> None:
     Console().print(table if found else "no tokens yet; create one with: fedfleet token create")
 
 
-@token.command(epilog="Example: fedfleet token revoke ci\n\n" + EXIT_CODES)
+@token.command(
+    short_help="Revoke a token by its name or id.",
+    epilog="Example: fedfleet token revoke ci\n\n" + EXIT_CODES,
+)
 @click.argument("name")
 @state_dir_option
 @json_option

@@ -33,7 +33,10 @@ def list_versions(job: str, limit: int, *, fleet: Fleet, as_json: bool) -> None:
         console.print(f"promoted: version {found.facts['promoted_version']}")
 
 
-@version.command(epilog="Example: fedfleet version promote exercise 17\n\n" + EXIT_CODES)
+@version.command(
+    short_help="Have a version of JOB exported, and kept.",
+    epilog="Example: fedfleet version promote exercise 17\n\n" + EXIT_CODES,
+)
 @click.argument("job")
 @click.argument("number", type=int)
 @asks_server
@@ -47,7 +50,10 @@ def promote(job: str, number: int, *, fleet: Fleet, as_json: bool) -> None:
         click.echo(f"version {number} of {job} is promoted")
 
 
-@version.command(epilog="Example: fedfleet version unpromote exercise\n\n" + EXIT_CODES)
+@version.command(
+    short_help="Have the newest version of JOB exported again.",
+    epilog="Example: fedfleet version unpromote exercise\n\n" + EXIT_CODES,
+)
 @click.argument("job")
 @asks_server
 @json_option

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -24,8 +25,10 @@ def installed(tmp_path, monkeypatch):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     folder = tmp_path / "site" / "fedfleet-0.dist-info"
     folder.mkdir(parents=True)
-    commands = "".join(f"{k} = {v}\n" for k, v in project["entry-points"][cli.GROUP].items())
-    (folder / "entry_points.txt").write_text(f"[{cli.GROUP}]\n{commands}")
+    lines = []
+    for group in (cli.GROUP, f"{cli.GROUP}.device"):
+        lines += [f"[{group}]", *(f"{k} = {v}" for k, v in project["entry-points"][group].items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines))
     (folder / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: fedfleet\nVersion: {project['version']}\n"
     )
@@ -54,6 +57,15 @@ def test_help_loads_neither_numpy_nor_mqtt(command):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert out.endswith("loaded: []\n")
+
+
+@pytest.mark.parametrize("command", [[], ["device"]])
+def test_every_command_is_described_in_one_whole_line(command):
+    """Help has a description of each command that fits its line and is not cut."""
+    text = CliRunner().invoke(cli.main, [*command, "--help"], terminal_width=80).output
+    rows = text.partition("Commands:\n")[2].splitlines()
+    assert len(rows) >= 8
+    assert [row for row in rows if not re.fullmatch(r"  [a-z]+ +[A-Z].*[^.]\.", row)] == []
 
 
 def test_missing_extra_is_named(monkeypatch):
