@@ -32,6 +32,8 @@ POLL_S = 0.1
 LOG_BYTES_MAX = 10_000_000  # a log above this is put aside as .old when its process starts
 LOG_TAIL_BYTES = 2000
 
+LOCK = "lock"
+
 Process = subprocess.Popen[bytes]
 
 log = structlog.get_logger()
@@ -123,6 +125,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start all three; raise SupervisorError or BrokerError, with nothing left running."""
+        made = not self.state_dir.exists()
         try:
             self.state_dir.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.state_dir)
@@ -145,14 +148,22 @@ class Supervisor:
             for child in self.children[1:]:
                 child.start()
         except OSError as error:
-            self.stop()
+            self._give_up(made=made)
             raise SupervisorError(
                 f"{error.filename or self.state_dir}: {error.strerror}; "
                 "make it writable or make room, or choose another --state-dir"
             ) from error
         except BaseException:
-            self.stop()
+            self._give_up(made=made)
             raise
+
+    def _give_up(self, *, made: bool) -> None:
+        """Leave no process, and no state directory that was made for nothing: one in which there is but the lock."""
+        self.stop()
+        with contextlib.suppress(OSError):
+            if made and [path.name for path in self.state_dir.iterdir()] == [LOCK]:
+                (self.state_dir / LOCK).unlink()
+                self.state_dir.rmdir()
 
     def tend(self) -> None:
         """Start again what has died; returns at once."""
@@ -185,11 +196,12 @@ class Supervisor:
         """Say now what the aggregator would die of: listening beyond this machine takes a token."""
         if is_loopback(self.http_host):
             return
-
-        url = f"sqlite:///{self.state_dir.resolve() / 'fleet.db'}"
+        database = self.state_dir.resolve() / "fleet.db"
+        if not database.exists():  # looking would make it
+            raise SupervisorError(no_tokens(self.http_host, str(self.state_dir)))
 
         async def look() -> bool:
-            ports = open_ports(url)
+            ports = open_ports(f"sqlite:///{database}")
             try:
                 return await Tokens(ports.heads).any()
             finally:
@@ -253,7 +265,7 @@ def until_signalled() -> Iterator[list[int]]:
 
 def _lock(state_dir: Path) -> IO[str]:
     try:
-        return hold(state_dir / "lock")
+        return hold(state_dir / LOCK)
     except HeldError as error:
         raise SupervisorError(
             f"{state_dir} is in use by another fedfleet server (process {error.pid or 'unknown'}); "

@@ -172,6 +172,7 @@ def test_a_server_beyond_loopback_needs_a_token_before_it_starts(tmp_path):
     assert f"fedfleet token create --name me --role admin --state-dir {state}" in refused.stderr
     other = fedfleet("up", "--state-dir", state, "--host", "192.0.2.1", "--port", 0, "--mqtt-port", 0, code=1)
     assert "no token yet" in other.stderr
+    assert not state.exists()
 
     token = fedfleet("token", "create", "--name", "me", "--state-dir", state).stdout.strip()
     other = fedfleet("up", "--state-dir", state, "--host", "192.0.2.1", "--port", 0, "--mqtt-port", 0, code=1)
