@@ -226,8 +226,9 @@ def _show(path: Path, report: "Report") -> None:
     console.print(files)
     memory = report.memory
     console.print(
-        f"memory of a step of {manifest.batch_size}: state {memory.state_bytes / 1e6:.1f} MB, activations at most "
-        f"{memory.activations_bytes / 1e6:.1f} MB, beside about 70 MB for Python and the runtime"
+        f"memory of a training step of {manifest.batch_size} samples: {memory.state_bytes / 1e6:.1f} MB for "
+        f"parameters and optimiser; less than {memory.activations_bytes / 1e6:.1f} MB for all that it computes, "
+        "most of which is let go early; about 70 MB for Python and the runtime"
     )
     if report.pruning:
         console.print(str(report.pruning), highlight=False)

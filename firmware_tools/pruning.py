@@ -48,7 +48,8 @@ class Pruning(msgspec.Struct, frozen=True):
             work = full.multiply_adds if full else None
             parts.append(f"{_share('{:,.2f}', chosen.multiply_adds, work, 1e6)} M multiply-adds")
         kept = _share("{:.2f}", chosen.activations_bytes, full.activations_bytes if full else None, 1e6)
-        return f"backward graph: {', '.join(parts)}, keeps {kept} MB of activations"
+        whole = " (of what training all tensors takes)" if full else ""
+        return f"backward graph: {', '.join(parts)}, for which {kept} MB of the forward pass stay in memory{whole}"
 
 
 def _share(form: str, part: int, whole: int | None, unit: float = 1) -> str:

@@ -5,6 +5,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -57,6 +58,11 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(str(error)) from error
 
     return run
+
+
+def local_time(at: float) -> str:
+    """A time in Unix seconds as people read it, in their own zone."""
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def print_json(value: Any) -> None:

@@ -1,7 +1,6 @@
 """`fedfleet device list`, `show`, `pause`, `resume` and `forget`: what a server knows of its devices."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,11 +12,14 @@ from aggregator.commands.common import (
     EXIT_CODES,
     asks_server,
     json_option,
+    local_time,
     print_json,
     repeated,
     watch_option,
 )
 from aggregator.sdk import Fleet
+
+NOBODY = "no device has connected yet; on one run: fedfleet device run --config device.toml (docs/device.md)"
 
 
 @click.command("list", epilog="Example: fedfleet device list --state ready --tag lab\n\n" + EXIT_CODES)
@@ -36,7 +38,8 @@ def list_devices(*, fleet: Fleet, watch: bool, as_json: bool, **filters: Any) ->
     if as_json:
         print_json(fleet.devices(**filters))
         return
-    repeated(lambda: _table(fleet.devices(**filters)), watch=watch)
+    nobody = NOBODY if all(value is None for value in filters.values()) else "no such devices"
+    repeated(lambda: _table(fleet.devices(**filters), nobody), watch=watch)
 
 
 @click.command("show", epilog="Example: fedfleet device show watch-7\n\n" + EXIT_CODES)
@@ -54,7 +57,7 @@ def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
     facts = Table.grid(padding=(0, 2))
     for label, value in (
         ("device", f"{found['device']} ({found['state']})"),
-        ("seen", _time(found["seen"])),
+        ("seen", local_time(found["seen"])),
         ("paused", _paused(found) or "no"),
         *(("why", f"{b['job']}: {b['text']}" if b["job"] else b["text"]) for b in because),
         ("cohort", found["cohort"]),
@@ -65,7 +68,7 @@ def show_device(device: str, *, fleet: Fleet, as_json: bool) -> None:
         facts.add_row(label, _plain(value))
     console.print(facts)
     console.print(_rows(("job", "task", "reason", "accepted", "rejected"), _tasks(found)))
-    timeline = ((_time(m["at"]), m["kind"], m["job"], m["what"], m["detail"]) for m in found["timeline"])
+    timeline = ((local_time(m["at"]), m["kind"], m["job"], m["what"], m["detail"]) for m in found["timeline"])
     console.print(_rows(("when", "what", "job", "", ""), timeline))
 
 
@@ -106,11 +109,11 @@ def _say(found: dict[str, Any], text: str, *, as_json: bool) -> None:
         click.echo(text)
 
 
-def _table(devices: list[dict[str, Any]]) -> Table | str:
+def _table(devices: list[dict[str, Any]], nobody: str) -> Table | str:
     if not devices:
-        return "no such devices"
+        return nobody
     rows = (
-        (d["device"], d["state"], d["cohort"], ", ".join(d["tags"]), _time(d["seen"]), _doing(d))
+        (d["device"], d["state"], d["cohort"], ", ".join(d["tags"]), local_time(d["seen"]), _doing(d))
         for d in devices
     )
     return _rows(("device", "state", "cohort", "tags", "seen", "doing"), rows)
@@ -136,7 +139,7 @@ def _doing(found: dict[str, Any]) -> str:
 def _paused(found: dict[str, Any]) -> str:
     """Why it gets no work, "" when it may."""
     pause = found["paused"]
-    return f"paused by {pause['by']} {_time(pause['at'])}" if pause else ""
+    return f"paused by {pause['by']} {local_time(pause['at'])}" if pause else ""
 
 
 def _rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
@@ -149,7 +152,3 @@ def _rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
 def _plain(text: str) -> Text:
     """A device's own words: neither markup nor control characters reach the terminal."""
     return Text("".join(c if c.isprintable() else "�" for c in text))
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

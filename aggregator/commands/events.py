@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from aggregator.commands.common import EXIT_CODES, asks_server
+from aggregator.commands.common import EXIT_CODES, asks_server, local_time
 from aggregator.sdk import Fleet
 
 KINDS = ("job", "version", "device", "update", "rejection", "audit")
@@ -38,6 +38,8 @@ def _say(kind: str, data: dict[str, Any], number: str, *, as_json: bool) -> None
         click.echo(json.dumps({"id": number, "kind": kind, **({} if not data else {"data": data})}))
         return
     words = " ".join(
-        f"{name}={json.dumps(value)}" for name, value in data.items() if value not in ("", None, {})
+        f"{name}={local_time(value) if name == 'at' else json.dumps(value)}"
+        for name, value in data.items()
+        if value not in ("", None, {})
     )
     click.echo(f"{kind:10}{words}")

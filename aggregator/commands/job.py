@@ -208,7 +208,7 @@ def summary(found: dict[str, Any]) -> Table:
     rejected = ", ".join(f"{n} {code}" for code, n in sorted(found["rejected"].items())) or "none"
     rows = (
         ("job", f"{found['name']} ({found['state']}{': ' if found['reason'] else ''}{found['reason']})"),
-        ("version", f"{found['version']}, best {found['best_version']}"),
+        ("version", f"{found['version']}, best {found['best_version']}{_rest(found)}"),
         ("strategy", f"{found['spec']['strategy']}, {found['spec']['buffer_size']} updates a version"),
         ("hold-out", _figure(found) + (_loss(found) and f", loss {_loss(found)}")),
         *(_on_testset(found)),
@@ -240,9 +240,17 @@ def newest(versions: list[dict[str, Any]]) -> Table:
             _short(version["bits_per_parameter"]),
             _short(version["residual_norm"]),
             f"{version['bytes_delta']:,} B",
-            "none" if version["lossless"] else f"{version['lag_norm']:.2g}",
+            f"{version['lag_norm']:.2g}",
         )
     return table
+
+
+def _rest(found: dict[str, Any]) -> str:
+    """Why there is a version beyond the last that was asked for."""
+    last = found["spec"]["end"]["versions_max"]
+    if last is None or found["version"] <= last:
+        return ""
+    return f"; {found['version']} has what was buffered, or left out of deltas, at the end"
 
 
 def _on_testset(found: dict[str, Any]) -> list[tuple[str, str]]:

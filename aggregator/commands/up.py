@@ -88,6 +88,8 @@ def _say(supervisor: Supervisor, *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    if facts["mqtt_v311"] == facts["mqtt"]:  # one port speaks both
+        del facts["mqtt_v311"]
     for name, value in facts.items():
         click.echo(f"{name:10} {value}")
     click.echo("ready; Ctrl+C stops it")

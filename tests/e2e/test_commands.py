@@ -1,11 +1,15 @@
 """The `fedfleet` command as people run it: a process of its own, with its words and exit codes."""
 
 import fcntl
+import functools
+import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
+import threading
 
 import httpx
 import onnx
@@ -81,14 +85,14 @@ def test_a_doctor_finds_nothing_wrong_with_a_running_server(up, bundle):
 
 @pytest.mark.parametrize("option", ["--port", "--mqtt-port"])
 def test_a_taken_port_is_named_with_its_remedy(option, taken, tmp_path):
-    """Whichever port is taken, `up` names it and its option, and leaves no process."""
+    """Whichever port is taken, `up` names it and its option, and leaves neither process nor file."""
     ports = {"--port": 0, "--mqtt-port": 0, option: taken}
     words = [str(word) for pair in ports.items() for word in pair]
     done = fedfleet("up", "--state-dir", tmp_path / "state", *words, code=1)
 
     assert f"port {taken} is not free" in done.stderr
     assert f"choose another with {option}" in done.stderr
-    assert processes(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_state_directory_that_cannot_be_is_named(tmp_path):
@@ -156,13 +160,17 @@ def test_versions_devices_and_events_are_listed(up, bundle):
     assert "no version of listed is promoted" in up.run("version", "unpromote", "listed", code=1).stderr
     assert "no version 7" in up.run("version", "promote", "listed", 7, code=1).stderr
     assert "no such devices" in up.run("device", "list", "--state", "ready", "--search", "nobody").stdout
+    assert "no device has connected yet" in up.run("device", "list").stdout
     assert up.json("device", "list") == []
     assert "no device named x" in up.run("device", "show", "x", code=1).stderr
     lines = up.run("events", "--kind", "job", "--json").stdout.splitlines()
     assert {"name": "listed", "state": "paused", "reason": "", "promoted": None} in [
         json.loads(line)["data"] for line in lines
     ]
-    assert 'state="paused"' in up.run("events", "--kind", "job").stdout
+    words = up.run("events", "--kind", "job").stdout
+    assert 'state="paused"' in words
+    audited = up.run("events", "--kind", "audit").stdout
+    assert re.search(r"\bat=20\d\d-\d\d-\d\d \d\d:\d\d:\d\d ", audited)
     assert "has not ended" in up.run("job", "delete", "listed", code=1).stderr
     up.run("job", "stop", "listed")
     until(lambda: up.run("job", "delete", "listed").stdout, "it is deleted")
@@ -271,6 +279,26 @@ def test_without_a_server_the_command_says_how_to_start_one(words, tmp_path):
 def test_an_address_of_no_server_is_quoted(server, words):
     """A mistyped --server is quoted back."""
     assert words in fedfleet("job", "list", "--server", server, code=1).stderr
+
+
+def test_what_is_no_fedfleet_server_is_said_to_be_none(tmp_path):
+    """Of the page of another web server a short excerpt without markup is shown, beside the status."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        done = fedfleet("job", "list", "--server", f"http://127.0.0.1:{other.server_port}", code=1)
+        other.shutdown()
+    assert "is not a fedfleet server (status 404: Error response" in done.stderr
+    assert "give the URL of one" in done.stderr
+    assert "<" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["job show ../../etc", "device show a/b", "version list ..", "device pause ../x"]
+)
+def test_a_name_is_never_more_than_a_name(up, words):
+    """What would lead elsewhere in a path is told to be no name."""
+    assert "names are 1 to 64 of a-z" in up.run(*words.split(), code=1).stderr
 
 
 @pytest.mark.parametrize(
