@@ -80,7 +80,7 @@ def train(
     trained = session.params
     delta = tuple((trained[name] - value).ravel() for name, value in start.items())
     if not all(np.isfinite(d).all() for d in delta):
-        raise TaskError("diverged", "a parameter is not finite after training")
+        raise TaskError("diverged", "the training diverged: a parameter is not finite after it")
     return Outcome(delta, before, after, train_s)
 
 
@@ -122,14 +122,16 @@ def _steps(
         try:
             loss = session.step(*_rows(session, data, next(deal)), plan.learning_rate)
         except DivergedError as error:
-            raise TaskError("diverged", f"step {step} of {plan.steps}: {error}") from error
+            raise TaskError(
+                "diverged", f"the training diverged: step {step} of {plan.steps}: {error}"
+            ) from error
         report(step, loss)
 
 
 def _evaluated(session: TrainingSession, data: Samples) -> Metrics:
     metrics = session.evaluate(*_rows(session, data, data.holdout))
     if not math.isfinite(metrics.loss):
-        raise TaskError("diverged", "the loss on the hold-out is not finite")
+        raise TaskError("diverged", "the training diverged: the loss on the hold-out is not finite")
     return metrics
 
 

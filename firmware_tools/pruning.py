@@ -42,13 +42,13 @@ class Pruning(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         """One line for people."""
-        chosen, full = self.chosen, self.full
+        chosen, full = self.chosen, None if self.full == self.chosen else self.full
         parts = [f"{_share('{:,}', chosen.nodes, full.nodes if full else None)} nodes"]
         if chosen.multiply_adds is not None:
             work = full.multiply_adds if full else None
             parts.append(f"{_share('{:,.2f}', chosen.multiply_adds, work, 1e6)} M multiply-adds")
         kept = _share("{:.2f}", chosen.activations_bytes, full.activations_bytes if full else None, 1e6)
-        whole = " (of what training all tensors takes)" if full else ""
+        whole = " (of: if every tensor were trained)" if full else ""
         return f"backward graph: {', '.join(parts)}, for which {kept} MB of the forward pass stay in memory{whole}"
 
 

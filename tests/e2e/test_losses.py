@@ -131,5 +131,5 @@ def test_divergence_fails_the_task_and_nothing_leaves(broker, tmp_path):
         node.stop()
         bridge.close()
 
-    assert status["reason"].startswith("diverged: step ")
+    assert status["reason"].startswith("the training diverged: step ")
     assert {topic.split("/")[4] for topic, _ in bridge.heard} == {"state", "info", "task", "ask", "get"}

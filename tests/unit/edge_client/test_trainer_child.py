@@ -377,7 +377,9 @@ def test_divergence_is_reported_and_leaves_nothing_behind(child, task):
 
     assert isinstance(failed, Failed)
     assert failed.code == "diverged"
-    assert re.match(r"step \d+ of 30: the loss is not finite; a smaller learning rate", failed.message)
+    assert re.search(
+        r"diverged: step \d+ of 30: the loss is not finite; a smaller learning rate", failed.message
+    )
     assert child.perform(task).frame == expected.frame
 
 
