@@ -233,8 +233,10 @@ class Engine:
     # -- the loop ------------------------------------------------------------------------------------
 
     async def _step(self) -> None:
+        fed, behind = set[str](), False
         for partition in range(self.ports.partitions):
             entries = await self.ports.log.read(partition, self.cursor[partition], READ_LIMIT)
+            behind |= len(entries) == READ_LIMIT
             for entry, update in self._intake.ahead(entries):
                 intake = await self._take(Place(partition, entry.offset), entry, update)
                 if intake is None:
@@ -252,10 +254,11 @@ class Engine:
                     # A replay would take from the device what it got since it came back.
                     await self._save_memo()
                 if intake.job is not None:
-                    await self._commit_due(intake.job)
+                    fed.add(intake.job.spec.name)
+                    await self._commit_due(intake.job, more=True)
         now = self.clock()
         for job in list(self.jobs.values()):
-            await self._look_after(job, now)
+            await self._look_after(job, now, more=behind and job.spec.name in fed)
         told = self._board.due(self.fleet, self.jobs, self.store.records, now)
         await asyncio.gather(*(self._downlink.say(topic, message) for topic, message in told.items()))
         if self._dirty and self._memos.due(now):
@@ -269,9 +272,9 @@ class Engine:
         while self.cursor[partition] < offset:
             await self._stepped.wait()
 
-    async def _look_after(self, job: Job, now: float) -> None:
+    async def _look_after(self, job: Job, now: float, *, more: bool) -> None:
         """What time brings a job: a version, assignments, its end, and long after that its rest."""
-        await self._commit_due(job)
+        await self._commit_due(job, more=more)
         record = self.store.records.get(job.spec.name)  # None: deleted while another job was looked at
         if record is None:
             return
@@ -319,12 +322,10 @@ class Engine:
             *(self._downlink.say(topics.assign(device, job.spec.name), a) for device, a in granted)
         )
 
-    async def _commit_due(self, job: Job) -> None:
+    async def _commit_due(self, job: Job, *, more: bool) -> None:
         record = self.store.records.get(job.spec.name)
-        if record is None:
-            return
-        draining = record.state == "ended"
-        if not job.due(self.clock(), draining=draining):
+        draining = record is not None and record.state == "ended"
+        if record is None or not job.due(self.clock(), draining=draining, more=more):
             return
         try:
             sealed = job.seal(self.clock(), self.cursor, draining=draining)

@@ -172,14 +172,17 @@ class Job:
 
     # -- what follows --------------------------------------------------------------------------------
 
-    def due(self, now: float, *, draining: bool) -> bool:
+    def due(self, now: float, *, draining: bool, more: bool = False) -> bool:
         """True when a version is to be made: the buffer is full, waits too long, or the job is over.
 
-        A job that is over also makes one without updates when deltas left something out: devices, and whoever
-        exports the newest version, then get all that was learned.
+        While `more` of its updates are at hand only a full buffer is: what waited in the log while the aggregator was
+        away is late all at once, and each update would make a version. A job that is over also makes one without
+        updates when deltas left something out: devices, and whoever exports the newest, then get all that was learned.
         """
         if self.broken is not None:
             return False
+        if more:
+            return self.learner.full
         if not self.buffered:
             return draining and not self.state.lossless
         late = waited(self.learner.buffer.first_at, self.spec.max_wait_s, now)

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator import views
+from aggregator import engine, views
 from aggregator.buffer import Buffer
 from aggregator.commit import advance, mean_update
 from aggregator.errors import RefusedError
@@ -218,6 +218,26 @@ def test_a_part_full_buffer_is_committed_after_max_wait(drive, bundle):
         await site.step()
 
         assert job.version == 1
+
+    drive(body)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_waited_in_the_log_makes_full_versions(drive, bundle, ended, monkeypatch):
+    """I1: after an outage longer than max_wait_s, or the end of a job, a backlog is folded K at a time, not one by one."""
+    monkeypatch.setattr(engine, "READ_LIMIT", 2)
+
+    async def body(site):
+        job = await site.start_job(bundle, max_wait_s=20)
+        for seed in range(14):
+            await site.update(f"dev-{seed % 7}", seed)
+        site.clock.now += 60
+        if ended:
+            await site.engine.end("job", "enough")
+        for _ in range(7):
+            await site.step()
+
+        assert [record.updates for record in job.history.records] == [0, 3, 3, 3, 3, 2]
 
     drive(body)
 
