@@ -22,7 +22,7 @@ from broker_bridge.ports import Kind
 from broker_bridge.ports.open import open_ports
 from broker_bridge.records import DIGEST_BYTES
 from edge_client.bundle import open_bundle
-from edge_client.wire import messages, topics
+from edge_client.wire import chunks, frame, messages, topics
 from edge_client.wire.messages import Ask, Assignment, Receipt
 from firmware_tools.compiler import compile_training
 from firmware_tools.zoo import cnn1d
@@ -30,6 +30,8 @@ from tests.replay import replay
 from tests.witness import Witness
 
 WAIT_S = 60.0
+SMALL_PACKET_BYTES = 5000  # a broker that takes no larger ones: near the least that devices can use
+DENSE = {"steps": 3, "density": 0.5}  # training whose updates of `large_bundle` go in chunks
 CONFIG = """
 [device]
 id = "{name}"
@@ -61,6 +63,7 @@ class Ledger:
 
     def __init__(self, port):
         self.frames = {}
+        self.chunks = {}  # by uid and digest of the whole, those of its update by index
         self.verdicts = {}
         self.asks = {}  # by device and number
         self.assignments = []  # of each device in their order, with its name
@@ -93,7 +96,18 @@ class Ledger:
                     self.verdicts.setdefault(receipt.uid, set()).add((receipt.verdict, receipt.code))
                 return
             uid = topics.parse_up(message.topic).uid
-            self.frames.setdefault(str(uid), set()).add(bytes(message.payload))
+            whole = self._whole(str(uid), bytes(message.payload))
+            if whole is not None:
+                self.frames.setdefault(str(uid), set()).add(whole)
+
+    def _whole(self, uid, packet):
+        """The update that a packet is or completes, None while chunks of it are missing."""
+        if packet[2] != frame.Kind.CHUNK:
+            return packet
+        chunk = chunks.decode(frame.decode(packet)[2])
+        parts = self.chunks.setdefault((uid, chunk.digest), {})
+        parts[chunk.index] = chunk.data
+        return b"".join(parts[i] for i in range(chunk.count)) if len(parts) == chunk.count else None
 
     def stop(self):
         self._client.disconnect()
@@ -237,14 +251,20 @@ async def _audit(path, bundle, ledger, log):
     return len(updates)
 
 
-def compile_bundle(quantize="int8-weights"):
-    model = cnn1d(channels=2, length=16, classes=3, widths=(4, 8))
+def compile_bundle(quantize="int8-weights", widths=(4, 8)):
+    model = cnn1d(channels=2, length=16, classes=3, widths=widths)
     return compile_training(model, learning_rate=0.02, quantize=quantize)
 
 
 @pytest.fixture(scope="session")
 def bundle() -> bytes:
     return compile_bundle().to_bytes()
+
+
+@pytest.fixture(scope="session")
+def large_bundle() -> bytes:
+    """One whose dense updates take several packets of SMALL_PACKET_BYTES."""
+    return compile_bundle(widths=(64, 128)).to_bytes()
 
 
 @pytest.fixture(params=["mosquitto", "iotcore"])

@@ -8,7 +8,7 @@ import pytest
 
 from aggregator.sdk import FleetError
 from broker_bridge.broker import find_mosquitto
-from tests.chaos.conftest import Fleet, compile_bundle, until
+from tests.chaos.conftest import DENSE, SMALL_PACKET_BYTES, Fleet, compile_bundle, until
 
 ANY = "mosquitto" if find_mosquitto() else "iotcore"  # for what no broker makes a difference to
 DEVICES = ("dev-a", "dev-b", "dev-c", "dev-d")
@@ -147,19 +147,20 @@ def test_what_devices_observe_of_activations_survives_kills_and_makes_an_int8_mo
     assert finish(fleet) >= 9
 
 
-def test_a_broker_that_takes_only_small_packets_is_enough(tmp_path, bundle, monkeypatch):
+def test_a_broker_that_takes_only_small_packets_is_enough(tmp_path, large_bundle, monkeypatch):
     """I9, R-020: with packets of at most 5 000 bytes, bundle, models and updates go in chunks and nothing is refused."""
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed; iotcore states no Maximum Packet Size")
-    monkeypatch.setattr("broker_bridge.broker.PACKET_BYTES_MAX", 5000)
+    monkeypatch.setattr("broker_bridge.broker.PACKET_BYTES_MAX", SMALL_PACKET_BYTES)
     fleet = Fleet(tmp_path, "mosquitto")
     try:
         fleet.start()
-        assert len(bundle) > 2 * 5000
-        fleet.start_job(bundle)
+        assert len(large_bundle) > 2 * SMALL_PACKET_BYTES
+        fleet.start_job(large_bundle, training=DENSE)
         for name in DEVICES:
             fleet.start_device(name)
         run_until(fleet, 2)
+        assert fleet.ledger.chunks
 
         assert finish(fleet) >= 6
     finally:

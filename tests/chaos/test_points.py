@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_bridge.broker import find_mosquitto
-from tests.chaos.conftest import Fleet, until
+from tests.chaos.conftest import DENSE, SMALL_PACKET_BYTES, Fleet, until
 from tests.chaos.test_kill import DEVICES, finish
 
 CRASH = Path(__file__).parent / "crash"
@@ -62,11 +62,28 @@ POINTS = {
     ),
 }
 
+CHUNK_POINTS = {  # of updates in several packets
+    "after a chunk of an update": (
+        "edge_client",
+        "edge_client.uplink:Uplink._publish_chunk",
+        "after",
+        2,
+        None,
+    ),
+    "after a chunk is buffered": (
+        "broker_bridge",
+        "broker_bridge.reassemble:Reassembly.add",
+        "after",
+        5,
+        None,
+    ),
+}
 
-def rounds():
+
+def rounds(points):
     """The points, one of each process at a time: so many that each is in one, the others beside it."""
     by_process = {}
-    for name, point in POINTS.items():
+    for name, point in points.items():
         by_process.setdefault(point[0], []).append(name)
     return ["; ".join(filter(None, names)) for names in itertools.zip_longest(*by_process.values())]
 
@@ -76,7 +93,7 @@ def site(tmp_path, monkeypatch, request):
     """A server and devices of which one process of each kind will die at a named point; the fleet and the markers."""
     points = []
     for name in request.param.split("; "):
-        process, target, when, nth, only = POINTS[name]
+        process, target, when, nth, only = (POINTS | CHUNK_POINTS)[name]
         marker = tmp_path / f"struck {name.replace('/', ' ')}"
         points.append(
             {
@@ -90,6 +107,8 @@ def site(tmp_path, monkeypatch, request):
         )
     monkeypatch.setenv("CHAOS_POINTS", json.dumps(points))
     monkeypatch.setenv("PYTHONPATH", f"{CRASH}{os.pathsep}{ROOT}")
+    if set(request.param.split("; ")) & CHUNK_POINTS.keys():
+        monkeypatch.setattr("broker_bridge.broker.PACKET_BYTES_MAX", SMALL_PACKET_BYTES)
     fleet = Fleet(tmp_path, "mosquitto" if find_mosquitto() else "iotcore")
     try:
         fleet.start()
@@ -98,11 +117,30 @@ def site(tmp_path, monkeypatch, request):
         fleet.close()
 
 
-@pytest.mark.parametrize("site", rounds(), indirect=True)
+@pytest.mark.parametrize("site", rounds(POINTS), indirect=True)
 def test_a_crash_at_a_named_point_loses_and_repeats_nothing(site, bundle):
     """I1, I3, I4: whichever process is killed wherever, all go on, and the independent ledger agrees with the fold."""
     fleet, markers = site
     fleet.start_job(bundle)
+    go_on(fleet, markers)
+
+    assert finish(fleet) >= 9
+
+
+@pytest.mark.skipif(find_mosquitto() is None, reason="iotcore states no Maximum Packet Size")
+@pytest.mark.parametrize("site", rounds(CHUNK_POINTS), indirect=True)
+def test_a_crash_between_the_chunks_of_an_update_loses_and_repeats_nothing(site, large_bundle):
+    """I1, I4, I9: a device that dies after a chunk sends the update again, and a bridge asks for those it had buffered."""
+    fleet, markers = site
+    fleet.start_job(large_bundle, training=DENSE)
+    go_on(fleet, markers)
+    assert fleet.ledger.chunks
+
+    assert finish(fleet) >= 9
+
+
+def go_on(fleet, markers):
+    """Start the devices, and wait until each point was reached and three more versions were made."""
     for name in DEVICES:
         fleet.start_device(name)
     until(
@@ -115,5 +153,3 @@ def test_a_crash_at_a_named_point_loses_and_repeats_nothing(site, bundle):
         lambda: fleet.tend() and (j := fleet.job()) and j["version"] >= job["version"] + 3,
         "three more versions",
     )
-
-    assert finish(fleet) >= 9
