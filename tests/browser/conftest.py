@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browser import chromium
 
@@ -84,3 +85,17 @@ def barriers():
         ]
 
     return found
+
+
+@pytest.fixture
+def at(page, stage):
+    """Go to a screen of the module's `stage` and wait until it is there."""
+
+    def go(address):
+        page.goto(f"{stage.address}/{address}")
+        expect(page.locator("h1")).to_be_visible()
+        expect(page.locator(".skeleton")).to_have_count(0)
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        return page
+
+    return go

@@ -69,20 +69,6 @@ def stage(tmp_path_factory):
         stage.close()
 
 
-@pytest.fixture
-def at(page, stage):
-    """Go to a screen and wait until it is there."""
-
-    def go(address):
-        page.goto(f"{stage.address}/{address}")
-        expect(page.locator("h1")).to_be_visible()
-        expect(page.locator(".skeleton")).to_have_count(0)
-        expect(page.get_by_text("Live", exact=True)).to_be_visible()
-        return page
-
-    return go
-
-
 @pytest.mark.parametrize("address", [f"#/devices/{DEVICE}", "#/overview", *(f"#/jobs/{job}" for job in JOBS)])
 def test_a_table_stays_in_its_card(at, address):
     """At every width that is supported no table, and no line of one, reaches over the right border of its card."""

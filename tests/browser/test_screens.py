@@ -70,20 +70,6 @@ def stage(tmp_path_factory):
         stage.close()
 
 
-@pytest.fixture
-def at(page, stage):
-    """Go to a screen and wait until it is there."""
-
-    def go(address):
-        page.goto(f"{stage.address}/{address}")
-        expect(page.locator("h1")).to_be_visible()
-        expect(page.locator(".skeleton")).to_have_count(0)
-        expect(page.get_by_text("Live", exact=True)).to_be_visible()
-        return page
-
-    return go
-
-
 def figure(page, label):
     """The value of the figure with this label."""
     return page.locator(".figures > div", has=page.locator("dt", has_text=re.compile(f"^{label}$"))).locator(

@@ -193,3 +193,13 @@ def start(up, bundle, name, *options, code=0):
 def gone(directory):
     """Wait until no process of a server in this directory is left."""
     return until(lambda: not processes(directory), "no process of the server is left")
+
+
+def refused(response, status, code, *words):
+    """Check that an answer is a problem document which says these words."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    problem = response.json()
+    assert set(problem) == {"type", "title", "status", "code", "detail"}
+    assert (response.status_code, problem["status"], problem["code"]) == (status, status, code), problem
+    assert [word for word in words if word not in problem["detail"]] == [], problem["detail"]
+    return problem["detail"]

@@ -9,57 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from aggregator.spec import PARTS
-from broker_bridge.broker import free_port
 from edge_client.bundle import TRAIN
 from edge_client.wire.limits import FRAME_BYTES_MAX
 from edge_client.wire.messages import DeviceState
 from tests.e2e.conftest import until
-from tests.e2e.server import TRACEBACK, WAIT_S, Aggregator, small_bundle
+from tests.e2e.server import TRACEBACK, Aggregator, refused, small_bundle
 
 HOSTILE = ("..%2F..%2Ffleet.db", "x", "A" * 64, "0" * 63, "0" * 4000, "%00", "%2e%2e", "0" * 64)
-ROUTES = {
-    ("get", "/me"),
-    ("get", "/fleet"),
-    ("get", "/fleet/devices"),
-    ("get", "/fleet/why/{device}"),
-    ("post", "/fleet/tags"),
-    ("post", "/fleet/pause"),
-    ("post", "/fleet/resume"),
-    ("get", "/health"),
-    ("get", "/ready"),
-    ("put", "/devices/{device}/tags"),
-    ("post", "/devices/{device}/pause"),
-    ("post", "/devices/{device}/resume"),
-    ("post", "/devices/{device}/forget"),
-    ("post", "/jobs/{name}/unpromote"),
-    ("get", "/bundles"),
-    ("delete", "/bundles/{digest}"),
-    ("post", "/jobs/validate"),
-    ("post", "/jobs/{name}/pause"),
-    ("post", "/jobs/{name}/resume"),
-    ("delete", "/jobs/{name}"),
-    ("get", "/jobs/{name}/versions/{number}/manifest"),
-    ("post", "/jobs/{name}/versions/{number}/promote"),
-    ("get", "/updates"),
-    ("get", "/events"),
-    ("get", "/events/recent"),
-    ("get", "/metrics"),
-    ("get", "/audit"),
-    ("get", "/devices"),
-    ("get", "/devices/{device}"),
-    ("post", "/bundles"),
-    ("get", "/bundles/{digest}"),
-    ("post", "/testsets"),
-    ("post", "/jobs"),
-    ("get", "/jobs"),
-    ("get", "/jobs/{name}"),
-    ("get", "/jobs/{name}/participation"),
-    ("post", "/jobs/{name}/stop"),
-    ("get", "/jobs/{name}/versions"),
-    ("get", "/jobs/{name}/versions/{number}"),
-    ("get", "/jobs/{name}/model"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +55,6 @@ def trained(server, api, bundle, digest):
     server.updates("trained", bundle.manifest.sizes, 12)
     until(lambda: api.get("/jobs/trained").json()["version"] == 12, "twelve versions")
     return "/jobs/trained"
-
-
-def refused(response, status, code, *words):
-    """Check that an answer is a problem document which says these words."""
-    assert response.headers["content-type"] == "application/problem+json", response.text
-    problem = response.json()
-    assert set(problem) == {"type", "title", "status", "code", "detail"}
-    assert (response.status_code, problem["status"], problem["code"]) == (status, status, code), problem
-    assert [word for word in words if word not in problem["detail"]] == [], problem["detail"]
-    return problem["detail"]
 
 
 def spec(name, digest, **fields):
@@ -366,77 +312,6 @@ def test_every_error_is_a_problem_document(api):
     response = api.delete("/jobs")
     refused(response, 405, "bad_method", "DELETE")
     assert response.headers["allow"]
-
-
-def test_the_openapi_document_lists_every_route(api):
-    """The OpenAPI document is JSON and knows each route with its words and bodies."""
-    document = json.loads(api.get("/openapi.json").content)
-    routes = {
-        (method, path.removeprefix("/api/v1")): operation
-        for path, operations in document["paths"].items()
-        for method, operation in operations.items()
-    }
-
-    assert document["openapi"].startswith("3.")
-    assert set(routes) == ROUTES
-    assert [route for route, operation in routes.items() if not operation["description"]] == []
-    body = routes["post", "/jobs"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["$defs"]) == {"JobSpec", *(kind.__name__ for kind in PARTS.values())}
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """An aggregator for one test, which starts it."""
-    alone = Aggregator(tmp_path / "state")
-    yield alone
-    alone.close()
-
-
-@pytest.mark.usefixtures("api")
-def test_a_taken_port_ends_the_process_with_its_number(server, alone):
-    """An aggregator that cannot have its port says which, and opens no storage before."""
-    alone.start(server.port)
-
-    assert alone.process.wait(WAIT_S) == 1
-    assert f"port {server.port} on 127.0.0.1 is not free" in alone.log.read_text()
-    assert TRACEBACK not in alone.log.read_text()
-    assert not (alone.directory / "fleet.db").exists()
-    assert not list(alone.temporary.iterdir())
-
-
-def test_stopping_does_not_wait_for_viewers(alone):
-    """A server that is stopped ends the streams of those who follow it, in order."""
-    alone.start()
-    with alone.client() as client, client.stream("GET", "/events") as response:
-        lines = response.iter_lines()
-        assert next(lines) == ": connected"
-        alone.process.terminate()
-        assert [line for line in lines if line] == []
-        assert alone.process.wait(WAIT_S) == 0
-    assert TRACEBACK not in alone.log.read_text()
-
-
-def test_stopping_leaves_no_files_and_damaged_state_is_named(bundle, alone):
-    """I3: SIGTERM ends with code 0 and an empty temporary directory; a lost manifest then damages its job alone."""
-    server = alone
-    server.start()
-    with server.client() as client:
-        digest = client.post("/bundles", content=bundle.to_bytes()).json()["digest"]
-        assert client.post("/jobs", json=spec("one", digest)).status_code == 201
-        assert server.stop() == 0
-    assert not list(server.temporary.iterdir())
-
-    for path in (server.directory / "blobs").glob("??/*"):
-        if path.name != digest:
-            path.unlink()
-    server.start(free_port())
-    with server.client() as client:
-        assert client.get("/health").json()["damaged"] == ["one"]
-        refused(client.get("/jobs/one"), 500, "damaged", "fedfleet doctor")
-        refused(client.delete(f"/bundles/{digest}"), 409, "in_use", "one")
-        assert client.get("/jobs").json()["jobs"] == []
-        assert server.stop() == 0
-    assert TRACEBACK not in server.log.read_text()
 
 
 def npz(**arrays):

@@ -1,5 +1,7 @@
 """The API against its own OpenAPI document: schemathesis makes requests of it, sound ones and broken ones."""
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +14,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from aggregator.spec import PARTS
 from tests.e2e.server import TRACEBACK, Aggregator, small_bundle
 
 EXAMPLES = 6  # requests of each operation and mode: some fifteen seconds in all
@@ -22,6 +25,50 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+
+
+ROUTES = {
+    ("get", "/me"),
+    ("get", "/fleet"),
+    ("get", "/fleet/devices"),
+    ("get", "/fleet/why/{device}"),
+    ("post", "/fleet/tags"),
+    ("post", "/fleet/pause"),
+    ("post", "/fleet/resume"),
+    ("get", "/health"),
+    ("get", "/ready"),
+    ("put", "/devices/{device}/tags"),
+    ("post", "/devices/{device}/pause"),
+    ("post", "/devices/{device}/resume"),
+    ("post", "/devices/{device}/forget"),
+    ("post", "/jobs/{name}/unpromote"),
+    ("get", "/bundles"),
+    ("delete", "/bundles/{digest}"),
+    ("post", "/jobs/validate"),
+    ("post", "/jobs/{name}/pause"),
+    ("post", "/jobs/{name}/resume"),
+    ("delete", "/jobs/{name}"),
+    ("get", "/jobs/{name}/versions/{number}/manifest"),
+    ("post", "/jobs/{name}/versions/{number}/promote"),
+    ("get", "/updates"),
+    ("get", "/events"),
+    ("get", "/events/recent"),
+    ("get", "/metrics"),
+    ("get", "/audit"),
+    ("get", "/devices"),
+    ("get", "/devices/{device}"),
+    ("post", "/bundles"),
+    ("get", "/bundles/{digest}"),
+    ("post", "/testsets"),
+    ("post", "/jobs"),
+    ("get", "/jobs"),
+    ("get", "/jobs/{name}"),
+    ("get", "/jobs/{name}/participation"),
+    ("post", "/jobs/{name}/stop"),
+    ("get", "/jobs/{name}/versions"),
+    ("get", "/jobs/{name}/versions/{number}"),
+    ("get", "/jobs/{name}/model"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +114,20 @@ def test_every_answer_is_one_that_the_document_promises(server, mode):
             tried += 1
     assert tried > (20 if mode is GenerationMode.POSITIVE else 10)
     assert TRACEBACK not in server.log.read_text()
+
+
+def test_the_openapi_document_lists_every_route(server):
+    """The OpenAPI document is JSON and knows each route with its words and bodies."""
+    with server.client() as client:
+        document = json.loads(client.get("/openapi.json").content)
+    routes = {
+        (method, path.removeprefix("/api/v1")): operation
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+
+    assert document["openapi"].startswith("3.")
+    assert set(routes) == ROUTES
+    assert [route for route, operation in routes.items() if not operation["description"]] == []
+    body = routes["post", "/jobs"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["$defs"]) == {"JobSpec", *(kind.__name__ for kind in PARTS.values())}
