@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 import random
 import sys
 import time
@@ -14,9 +13,10 @@ from tests.chaos.conftest import until
 from tests.chaos.faults import DAY_S, FAKETIME, FaultyFleet, Storm, settled
 from tests.chaos.test_kill import DEVICES, finish
 from tests.proxy import Proxy, faults
+from tests.settings import number
 
-SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
-FAULTS = int(os.environ.get("CHAOS_FAULTS", "14"))  # of each storm; `make chaos-long` has many more
+SEED = number("CHAOS_SEED", random.SystemRandom().randrange(1, 2**31))
+FAULTS = number("CHAOS_FAULTS", 14)  # of each storm; `make chaos-long` has many more
 SETTLE_S = 120.0  # deadline: a hung connection is noticed after some seconds, and what was lost sent again
 RATE = 2_000  # bytes a second
 LATENCY_S = 0.15  # one way

@@ -3,7 +3,6 @@
 SOAK_SECONDS (180 in the test suite, 1800 with `make soak`), SOAK_DEVICES and SOAK_SEED say how long and hard.
 """
 
-import os
 import random
 import statistics
 import sys
@@ -13,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from broker_bridge.broker import find_mosquitto
+from tests.settings import number
 from tests.soak.hostile import flood
 from tests.soak.rig import Rig, until
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "180"))
-DEVICES = int(os.environ.get("SOAK_DEVICES", "60"))
-SEED = int(os.environ.get("SOAK_SEED", random.Random().randrange(10**6)))
+SECONDS = number("SOAK_SECONDS", 180.0, float)
+DEVICES = number("SOAK_DEVICES", 60)
+SEED = number("SOAK_SEED", random.SystemRandom().randrange(1, 10**6))
 CALM_S = min(
     max(2.0, SECONDS / 20), 12.0
 )  # between faults and measuring: a process that just came back is small
