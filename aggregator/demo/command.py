@@ -200,6 +200,8 @@ def _baselines(
             console.print(f"to compare with, training on {what} …")
             line_due = time.monotonic() + LINE_S
 
+    if not console.is_terminal:
+        console.print()  # the table of the federation leaves its last line open
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("local-only and centralised training", total=2 * len(shards))
         alone = baselines.local_only(bundle, shards, unseen, plan.local(len(shards)), plan.SEED, look=look)
