@@ -1,5 +1,6 @@
 """A fleet whose connections go through proxies and whose clocks can be set, and faults drawn from a seed."""
 
+import contextlib
 import json
 import os
 import random
@@ -162,7 +163,7 @@ class Storm:
         self.fleet, self.rng, self.log = fleet, random.Random(seed), []
         self.echo = Echo(fleet, self.rng)
         self.kinds = [
-            self.kill_device, self.kill_trainer, self.stop_device, self.kill_server, self.stop_server, self.kill_broker,
+            self.kill_device, self.kill_trainer, self.stop_trainer, self.stop_device, self.kill_server, self.stop_server, self.kill_broker,
             self.stop_broker, self.wipe_broker, self.cut_line, self.cut_trunk, self.hang_line, self.hang_trunk,
             self.repeat,
         ]  # fmt: skip
@@ -209,12 +210,17 @@ class Storm:
 
     def kill_trainer(self):
         """SIGKILL a trainer child, when one runs."""
+        self._to_a_trainer(lambda pid: os.kill(pid, signal.SIGKILL))
+
+    def stop_trainer(self):
+        """SIGSTOP one for a while."""
+        self._to_a_trainer(self._hold)
+
+    def _to_a_trainer(self, fault):
         pids = [pid for daemon in self.fleet.daemons.values() for pid in children(daemon.pid)]
         if pids:
-            try:
-                os.kill(self.rng.choice(pids), signal.SIGKILL)
-            except ProcessLookupError:  # it ended by itself
-                return
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                fault(self.rng.choice(pids))
 
     def kill_server(self):
         """SIGKILL bridge, or aggregator and with it the API."""

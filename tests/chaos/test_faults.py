@@ -16,7 +16,7 @@ from tests.proxy import Proxy, faults
 from tests.settings import number
 
 SEED = number("CHAOS_SEED", random.SystemRandom().randrange(1, 2**31))
-FAULTS = number("CHAOS_FAULTS", 14)  # of each storm; `make chaos-long` has many more
+FAULTS = number("CHAOS_FAULTS", 15)  # of each storm; `make chaos-long` has many more
 SETTLE_S = 120.0  # deadline: a hung connection is noticed after some seconds, and what was lost sent again
 RATE = 2_000  # bytes a second
 LATENCY_S = 0.15  # one way
